@@ -1,0 +1,265 @@
+"""The command as a user runs it. Fast ones in this process; what a fresh process must prove, in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+import vitbench
+from tests.conftest import ImageFolderMaker
+from vitbench.cli.main import app
+from vitbench.errors import VitbenchError
+
+HEAVY = {"torch", "pandas", "datasets", "timm", "transformers", "scipy", "sklearn", "PIL", "pyarrow"}
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def fresh(*arguments: str, cwd: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitbench", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["ls", "tasks"],
+        ["ls", "suites", "--json"],
+        ["show", "task", "cifar10"],
+    ],
+)
+def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['vitbench', *{arguments!r}]\n"
+        "from vitbench.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("HEAVY []\n"), done.stdout[-300:] + done.stderr
+
+
+@pytest.mark.parametrize("verb", [["run"], ["leaderboard"], ["ls"], ["show", "task"], ["show", "backbone"], ["doctor"]])
+def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
+    result = invoke(*verb, "--help")
+    assert result.exit_code == 0
+    assert f"vitbench {' '.join(verb)}" in result.stdout
+    assert "Example" in result.stdout
+
+
+@pytest.mark.parametrize("kind", ["tasks", "suites", "backbones", "protocols", "representations"])
+def test_ls_as_a_table_and_as_json(kind: str) -> None:
+    assert invoke("ls", kind).exit_code == 0
+    rows = json.loads(invoke("ls", kind, "--json").stdout)
+    assert rows
+    assert all(isinstance(row, dict) for row in rows)
+
+
+def test_show_task_and_backbone() -> None:
+    shown = json.loads(invoke("show", "task", "cifar10", "--json").stdout)
+    assert shown["splits"]["train"]["size"] == 50_000
+    assert shown["source"]["repo"] == "uoft-cs/cifar10"
+    backbone = json.loads(invoke("show", "backbone", "pixels", "--json").stdout)
+    assert backbone["representations"] == {"pixels": "3,072 dimensions, trained"}
+
+
+def test_doctor_times_a_batch_and_looks_at_the_output(tiny_vit: str) -> None:
+    result = json.loads(invoke("doctor", "--backbone", tiny_vit, "--batch-size", "2", "--json").stdout)
+    assert result["output"]["cls"] == "[2, 24], all finite"
+    assert "images/s" in result["batch"]
+    assert "an alias of cls" in result["representations"]["pooler"]
+
+
+def test_run_then_leaderboard(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    folder = image_folder()
+    done = fresh("run", "--tasks", f"imagefolder:{folder}", "--shots", "1,2", "--seeds", "2", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 records written, 0 there already" in done.stdout
+    assert "12 images in" in done.stderr
+    table = fresh("leaderboard", "-o", "out", "--shots", "2", "--format", "csv", cwd=tmp_path)
+    assert "imagefolder/shoes" in table.stdout
+    saved = next((tmp_path / "out" / "configs").glob("*.yaml"))
+    again = fresh("run", "--config", str(saved), cwd=tmp_path)
+    assert "0 records written, 4 there already" in again.stdout, again.stderr
+    assert "images in" not in again.stderr
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke(
+        "run", "-t", f"imagefolder:{image_folder()}", "--shots", "1", "--seeds", "1", "-o", str(out), "--dry-run"
+    )
+    assert result.exit_code == 0
+    assert "15 images would go through a backbone" in result.stdout
+    assert not out.exists()
+
+
+BAD_INPUT = [
+    (["run", "-b", "timm:vit_tiny_patch16_223"], "vit_tiny_patch16_224"),
+    (["run", "-b", "timn:vit_tiny_patch16_224"], "did you mean 'timm'?"),
+    (["run", "-t", "cifar11"], "cifar10"),
+    (["run", "--protocol", "fewshots"], "did you mean 'fewshot'?"),
+    (["run", "-r", "cls,,g@p"], "representation 'g@p' cannot be read"),
+    (["run", "--shots", "0"], "shots"),
+    (["run", "--shots", "five"], "shots"),
+    (["run", "--seeds", "-1"], "seeds"),
+    (["run", "--l2", "-3"], "l2"),
+    (["run", "--set", "criterion"], "--set 'criterion' is not of the form KEY=VALUE"),
+    (["run", "--set", "criteron=accuracy"], "did you mean 'criterion'?"),
+    (["run", "--preprocess", "bigvision"], "bigvision_fewshot"),
+    (["run", "--on-existing", "skp"], "'skip', 'rerun' or 'error'"),
+    (["run", "--limit", "0"], "greater than or equal to 1"),
+    (["run", "-t", "imagefolder:./nowhere"], "there is no image folder"),
+    (["run", "-o", "/dev/null/out"], "cannot be written to"),
+    (["run", "--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
+    (["run", "-b", "jax:nowhere.npz"], "nowhere.npz"),
+    (["run", "-b", "hf:./nowhere"], "nowhere"),
+    (["run", "-b", "pixels,resolution=0"], "resolution '0'"),
+    (["run", "-b", "pixels,res=3"], "did you mean 'resolution'?"),
+    (["leaderboard", "--format", "tabel"], "did you mean 'table'?"),
+    (["leaderboard", "-o", "nowhere"], "there are no results at nowhere"),
+    (["leaderboard", "--shots", "x"], "--shots takes whole numbers"),
+    (["ls", "task"], "did you mean 'tasks'?"),
+    (["show", "task", "cifar11"], "cifar10"),
+    (["doctor", "-b", "timm:resnet19"], "resnet18"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD_INPUT, ids=[" ".join(arguments) for arguments, _ in BAD_INPUT])
+def test_bad_input_is_one_clear_line_and_exit_2(
+    arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    if result.exit_code == 2:
+        told = result.stderr.strip()
+    else:
+        assert isinstance(result.exception, VitbenchError), result.exception
+        told = str(result.exception)
+    assert expected in told
+    assert "\n" not in told
+
+
+def test_main_prints_the_error_and_exits_2(tmp_path: Path) -> None:
+    done = fresh("run", "--tasks", "cifar11", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown task 'cifar11'; did you mean")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_failed_job_among_others_is_exit_1(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    good, bad = image_folder("good"), image_folder("bad")
+    (bad / "test" / "boot" / "000.png").write_bytes(b"x")
+    result = invoke("run", "-t", f"imagefolder:{bad},imagefolder:{good}", "--shots", "1", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "1 failed:" in result.stderr
+    assert "row 0 (test/boot/000.png)" in result.stderr
+    assert set(vitbench.load_results(tmp_path / "out")["task"]) == {"imagefolder/good"}
+
+
+def test_more_shots_than_images_is_told_and_recorded(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    result = invoke("run", "-t", f"imagefolder:{image_folder()}", "--shots", "10", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 0
+    assert "fewer than 10" in result.stderr.replace("\n", " ")
+    frame = vitbench.load_results(tmp_path / "out")
+    assert frame["warnings"].str.contains("fewer than 10").all()
+    assert frame["n_support"].eq(18).all()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_at_any_moment_the_same_command_goes_on_and_ends_equal(
+    how: signal.Signals, image_folder: ImageFolderMaker, tiny_vit: str, tmp_path: Path
+) -> None:
+    """The moments are spread over the run: while embedding, while scoring, between the two."""
+    folder = image_folder(train=30, test=30)
+    arguments = [
+        "run",
+        "-b",
+        tiny_vit,
+        "-t",
+        f"imagefolder:{folder}",
+        "--shots",
+        "1,5",
+        "--seeds",
+        "2",
+        "--batch-size",
+        "8",
+    ]
+    whole = fresh(*arguments, "-o", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    for watched in ("features/**/shard-*.json", "records/**/*.json"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitbench", *arguments, "-o", "cut"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = len(list((tmp_path / "cut").glob(watched)))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list((tmp_path / "cut").glob(watched))) > before:
+                break
+            time.sleep(0.002)
+        process.send_signal(how)
+        process.wait(timeout=60)
+    done = fresh(*arguments, "-o", "cut", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    columns = ["key", "representation", "shot", "seed", "accuracy", "l2", "n_support", "n_test"]
+    cut, undisturbed = (vitbench.load_results(tmp_path / name)[columns] for name in ("cut", "whole"))
+    pd.testing.assert_frame_equal(cut, undisturbed)
+
+
+def test_two_processes_on_one_store_do_not_harm_each_other(
+    image_folder: ImageFolderMaker, tiny_vit: str, tmp_path: Path
+) -> None:
+    folder = image_folder(train=30, test=30)
+    arguments = ["-m", "vitbench", "run", "-b", tiny_vit, "-t", f"imagefolder:{folder}", "--shots", "1,5", "-o", "out"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    frame = vitbench.load_results(tmp_path / "out")
+    assert len(frame) == 3 * 2 * 3
+    assert frame["key"].is_unique
+    shards = list((tmp_path / "out" / "features").glob("**/shard-*.safetensors"))
+    assert len(shards) == 2, "one for train, one for test: nothing was embedded twice"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs to mount a small tmpfs")
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        folder = image_folder(train=10, test=60)
+        run = ["run", "-t", f"imagefolder:{folder}", "--shots", "1", "--seeds", "1"]
+        first = fresh(*run, "--limit", "3", "-o", str(small), cwd=tmp_path)
+        assert first.returncode == 0, first.stderr
+        full = fresh(*run, "-o", str(small), cwd=tmp_path)
+        assert full.returncode == 2
+        assert "the disk is full; what was saved before is intact" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert len(vitbench.load_results(small)) == 1
+        assert not list(small.glob("**/.tmp-*"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitbench.errors import StoreError
+from vitbench.features.store import FeatureStore
+
+IDENTITY = {"weights": "abcd"}
+
+
+def rows(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+def features(wanted: np.ndarray, dim: int = 3, offset: float = 0.0) -> torch.Tensor:
+    """Row r's features are r + offset, so that a mix-up shows."""
+    return torch.from_numpy(wanted).float()[:, None].expand(-1, dim) + offset
+
+
+def store(path: Path, identity: dict[str, str] = IDENTITY) -> FeatureStore:
+    return FeatureStore(path, "vit", "paper/cifar10", "train", identity)
+
+
+def test_rows_come_back_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
+    first = store(tmp_path)
+    first.append(rows(4, 6, 9), {"cls": features(rows(4, 6, 9))})
+    first.append(rows(0, 5), {"cls": features(rows(0, 5))})
+    again = store(tmp_path)
+    loaded = again.load(["cls"], rows(0, 4, 5, 9))["cls"]
+    assert loaded[:, 0].tolist() == [0, 4, 5, 9]
+    assert loaded.dtype == torch.float32
+
+
+def test_missing_tells_which_rows_lack_which_atoms(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.append(rows(0, 1, 2), {"cls": features(rows(0, 1, 2)), "gap": features(rows(0, 1, 2))})
+    one.append(rows(3), {"cls": features(rows(3))})
+    missing = one.missing(["cls", "gap"], rows(1, 2, 3, 4))
+    assert {tuple(sorted(atoms)): found.tolist() for atoms, found in missing.items()} == {
+        ("gap",): [3],
+        ("cls", "gap"): [4],
+    }
+    assert one.missing(["cls"], rows(0, 3)) == {}
+    assert one.missing(["cls"], rows()) == {}
+    with pytest.raises(StoreError, match="1 rows of 'gap' are not in the feature store"):
+        one.load(["gap"], rows(0, 3))
+
+
+def test_another_identity_sees_nothing(tmp_path: Path) -> None:
+    store(tmp_path).append(rows(0), {"cls": features(rows(0))})
+    other = store(tmp_path, {"weights": "ef01"})
+    assert len(other.missing(["cls"], rows(0))) == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "sidecar"])
+def test_a_damaged_shard_is_found_and_its_rows_are_missing_again(tmp_path: Path, damage: str) -> None:
+    one = store(tmp_path)
+    one.append(rows(0, 1), {"cls": features(rows(0, 1))})
+    one.append(rows(2), {"cls": features(rows(2))})
+    shard = next(
+        path for path in one.folder.glob("*.json") if path.name != "identity.json" and "[[0, 2]]" in path.read_text()
+    )
+    target = shard.with_suffix(".safetensors")
+    content = target.read_bytes()
+    if damage == "flip":
+        target.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "truncate":
+        target.write_bytes(content[: len(content) // 2])
+    elif damage == "delete":
+        target.unlink()
+    else:
+        shard.write_text("{")
+    again = store(tmp_path)
+    assert again.discarded == [target]
+    assert again.missing(["cls"], rows(0, 1, 2)) == {frozenset({"cls"}): pytest.approx(rows(0, 1))}
+    assert not target.exists()
+
+
+def test_the_identity_lies_beside_the_shards(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.append(rows(0), {"cls": features(rows(0))})
+    assert json.loads((one.folder / "identity.json").read_text()) == IDENTITY
+
+
+def test_what_a_killed_process_left_is_swept_and_never_read(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.append(rows(0), {"cls": features(rows(0))})
+    (one.folder / ".tmp-123").write_bytes(b"half")
+    orphan = one.folder / "shard-ffff.safetensors"
+    orphan.write_bytes(b"whole, but its sidecar was not written")
+    again = store(tmp_path)
+    with again.lock():
+        pass
+    assert not orphan.exists()
+    assert not (one.folder / ".tmp-123").exists()
+    assert again.missing(["cls"], rows(0)) == {}
+
+
+def test_two_writers_take_turns_and_the_second_sees_what_the_first_did(tmp_path: Path) -> None:
+    first, second = store(tmp_path), store(tmp_path)
+    waited: list[bool] = []
+
+    def late() -> None:
+        with second.lock(waiting=lambda: waited.append(True)):
+            assert second.missing(["cls"], rows(0)) == {}
+
+    thread = threading.Thread(target=late)
+    with first.lock():
+        thread.start()
+        time.sleep(0.2)
+        first.append(rows(0), {"cls": features(rows(0))})
+    thread.join(timeout=20)
+    assert waited == [True]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=8), min_size=1, max_size=5))
+def test_any_history_of_appends_gives_every_row_once(
+    tmp_path_factory: pytest.TempPathFactory, history: list[list[int]]
+) -> None:
+    path = tmp_path_factory.mktemp("store")
+    for batch in history:
+        wanted = rows(*sorted(batch))
+        one = store(path)
+        for lacking in one.missing(["cls"], wanted).values():
+            one.append(lacking, {"cls": features(lacking)})
+    everything = rows(*sorted({row for batch in history for row in batch}))
+    final = store(path)
+    assert final.missing(["cls"], everything) == {}
+    assert final.load(["cls"], everything)["cls"][:, 0].tolist() == everything.tolist()

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import ImageFolderMaker
+from vitbench.errors import DataError, UsageError
+from vitbench.tasks.catalog import expand_tasks, find_task, load_task, suites, task_files
+
+
+def test_full_names_short_names_suites_and_globs() -> None:
+    assert expand_tasks(["paper/cifar10"]) == expand_tasks(["cifar10"]) == ["paper/cifar10"]
+    assert set(expand_tasks(["paper"])) == {name for name in task_files() if name.startswith("paper/")}
+    assert expand_tasks(["paper/cifar*"]) == ["paper/cifar10", "paper/cifar100"]
+    assert expand_tasks(["cifar10", "paper/cifar*"]) == ["paper/cifar10", "paper/cifar100"]
+    assert suites()["builtin"] == ["builtin/digits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar", r"unknown task 'cifar'; did you mean .*cifar10"),
+        ("oxford_pet", r"did you mean .*oxford_pets"),
+        ("paper/cifar9*", r"unknown task 'paper/cifar9\*'"),
+        ("zzz", r"unknown task 'zzz'; .*vitbench ls tasks"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        expand_tasks([name])
+
+
+def test_a_suite_is_not_one_task() -> None:
+    with pytest.raises(UsageError, match=r"'paper' is \d tasks"):
+        load_task("paper")
+
+
+def test_digits_are_what_the_file_says() -> None:
+    task = load_task("digits")
+    assert task.name == "builtin/digits"
+    assert (len(task.split("train")), len(task.split("test")), task.num_classes) == (1000, 797, 10)
+    image = task.split("test").image(0)
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    assert task.chance == 0.1
+    assert task.split("train").fingerprint != task.split("test").fingerprint
+
+
+def test_an_image_folder_by_path(image_folder: ImageFolderMaker) -> None:
+    folder = image_folder()
+    task = load_task(f"imagefolder:{folder}")
+    assert task.name == "imagefolder/shoes"
+    assert list(task.class_names) == ["boot", "clog", "loafer"]
+    assert task.split("train").labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert task.split("test").image(3).size == (20, 24)
+
+
+def test_a_task_file_by_path(image_folder: ImageFolderMaker) -> None:
+    folder = image_folder()
+    file = folder.parent / "mine.yaml"
+    file.write_text(
+        "title: Mine\nsource: {kind: imagefolder, path: shoes}\nsplits: {train: {folder: train}, test: {folder: test}}\n"
+    )
+    task = load_task(str(file))
+    assert task.name == "mine"
+    assert task.split("train").fingerprint == load_task(f"imagefolder:{folder}").split("train").fingerprint
+
+
+def test_a_missing_task_file_and_a_missing_folder(image_folder: ImageFolderMaker) -> None:
+    folder = image_folder()
+    with pytest.raises(DataError, match="there is no task file"):
+        find_task(str(folder.parent / "nothing.yaml"))
+    with pytest.raises(DataError, match=r"there is no image folder .*did you mean .*shoes\?"):
+        load_task(f"imagefolder:{folder.parent / 'shoe'}")

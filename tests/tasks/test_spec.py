@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitbench.errors import DataError
+from vitbench.tasks.catalog import task_files
+from vitbench.tasks.spec import read_task_file
+
+GOOD = """\
+title: Shoes
+source:
+  kind: imagefolder
+  path: shoes
+splits:
+  train: {folder: train, size: 18}
+  test: {folder: test}
+num_classes: 3
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "shoes.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    spec = read_task_file(write(tmp_path, GOOD))
+    assert spec.title == "Shoes"
+    assert spec.splits["train"].size == 18
+    assert spec.metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_classes: 3", "num_clases: 3", r"shoes.yaml:8: unknown field 'num_clases'; did you mean 'num_classes'\?"),
+        ("  path: shoes", "  path: shoes\n  imge: x", r"shoes.yaml:5: unknown field 'source.imge'"),
+        ("{folder: train, size: 18}", "{folder: train, sise: 18}", r"shoes.yaml:6: unknown field .*sise.*'size'"),
+        ("title: Shoes\n", "", r"shoes.yaml:1: the field 'title' is missing"),
+        ("num_classes: 3", "num_classes: three", r"shoes.yaml:8: num_classes: input should be a valid integer"),
+        ("num_classes: 3", "num_classes: 1", r"shoes.yaml:8: num_classes: input should be greater than or equal to 2"),
+        ("kind: imagefolder", "kind: imagefolders", r"shoes.yaml:[23]: source.*imagefolder"),
+        ("  test: {folder: test}\n", "", r"splits lack test"),
+        ("folder: test", "folder: ../test", r"splits.test: '../test' climbs out of its folder"),
+        ("path: shoes", "path: ../shoes", r"source.path: '../shoes' climbs out of its folder; write an absolute path"),
+        ("folder: test", "folder: /etc", r"climbs out of its folder"),
+        ("num_classes: 3", "title: Again", r"shoes.yaml:8: the field 'title' is given twice"),
+        ("num_classes: 3", "\tnum_classes: 3", r"shoes.yaml:8: not valid YAML: .*\\t"),
+        ("num_classes: 3", "num_classes: 3\nclass_names: [a, b]", r"num_classes is 3 but class_names has 2 names"),
+    ],
+)
+def test_each_mistake_names_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(DataError, match=message) as caught:
+        read_task_file(write(tmp_path, GOOD.replace(old, new)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- b\n"])
+def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="a task file is a mapping"):
+        read_task_file(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("path", task_files().values(), ids=list(task_files()))
+def test_the_task_files_that_ship(path: Path) -> None:
+    spec = read_task_file(path)
+    assert spec.citation
+    assert spec.licence
+    assert spec.num_classes
+    assert spec.download_bytes is not None
+    assert all(split.size for split in spec.splits.values())

@@ -1,0 +1,16 @@
+"""Backbones: adapters from model libraries to one contract."""
+
+from __future__ import annotations
+
+from vitbench.registry import Registry
+
+BACKBONES = Registry(
+    "backbone",
+    "vitbench.backbones",
+    {
+        "timm": "vitbench.backbones.timm:TimmBackbone",
+        "hf": "vitbench.backbones.huggingface:HuggingFaceBackbone",
+        "jax": "vitbench.backbones.jax_npz:JaxBackbone",
+        "pixels": "vitbench.backbones.pixels:PixelsBackbone",
+    },
+)

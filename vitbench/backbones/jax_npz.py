@@ -1,0 +1,176 @@
+"""Backbones from JAX: `.npz` ViT checkpoints of `vit_jax` and big_vision, computed in PyTorch as Flax computes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vitbench.backbones.base import Backbone, Representation, count_parameters, weights_digest
+from vitbench.backbones.jax_arrays import NpzArrays, open_npz
+from vitbench.backbones.jax_layout import Layout, find_layout, read_config, read_state, slots
+from vitbench.backbones.jax_vit import JaxViT, JaxViTConfig, resize_positions, scipy_zeroes_the_edge
+from vitbench.backbones.spec import Atom, BackboneSpec
+from vitbench.errors import UsageError, WeightsError, nearest
+
+SUFFIX = ".npz"
+
+
+class JaxBackbone(Backbone):
+    """A ViT, or ResNet+ViT hybrid, from a JAX `.npz` file.
+
+    Everything about the model is read from the names and shapes of the file's arrays. The classifier head is left in the file.
+    JAX checkpoints carry no preprocessing: it is `vit_jax`'s evaluation protocol, a squash to the input size, in [-1, 1].
+
+    Args:
+        spec: `jax:FILE.npz[,resolution=R]`; FILE is a path, relative to the working directory.
+
+    Raises:
+        UsageError: An option that does not apply, or a resolution that the patches do not divide.
+        WeightsError: The file is missing, damaged, no ViT, or not complete.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        path = _find_file(spec)
+        with open_npz(path) as arrays:
+            layout = find_layout(arrays)
+            stored = read_config(arrays, layout)
+            config = replace(stored, grid=_grid(spec, stored))
+            notes = [_layout_note(layout), *_ignored_arrays(arrays, stored, layout)]
+            state = read_state(arrays, stored, layout)
+            if arrays.bfloat16:
+                notes.append("weights stored as bfloat16, read as float32")
+        if config.grid != stored.grid:
+            state["pos_embedding"] = resize_positions(state["pos_embedding"], config.grid, config.cls_has_position)
+            notes.append(_resize_note(stored.grid, config.grid))
+        with torch.device("meta"):
+            model = JaxViT(config)
+        model.load_state_dict(state, assign=True)
+        self._model = model.eval().requires_grad_(False)
+        self._describe(config)
+        self.provenance_notes = tuple(notes)
+
+    def _describe(self, config: JaxViTConfig) -> None:
+        self.depth = config.depth
+        self.layer_dims = (config.width,) * (config.depth + 1)
+        self.layer_poolings = ("cls", "gap") if config.cls else ("gap",)
+        self.representations = _representations(config)
+        side = config.grid * config.stride
+        self.input_size = (side, side)
+        self.preprocessing = f"tf_resize({side}x{side},bilinear)|value_range(-1,1)"
+        self.mean = self.std = (0.5, 0.5, 0.5)
+        self.architecture = str(config)
+        self.weights_digest = weights_digest(self._model)
+        self.num_parameters = count_parameters(self._model)
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The one module that holds the weights, without a classifier head."""
+        return (self._model,)
+
+    def _forward(self, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
+        if tuple(pixels.shape[-2:]) != self.input_size:
+            height, width = pixels.shape[-2:]
+            side = self.input_size[0]
+            raise UsageError(
+                f"backbone '{self.spec.text}' takes images of {side}x{side} pixels, got {height}x{width}: "
+                "its position embeddings fit no other size (see resolution=)"
+            )
+        wanted: dict[int, list[Atom]] = {}
+        for atom in atoms:
+            wanted.setdefault(self.depth if atom.layer is None else atom.layer, []).append(atom)
+        computed: dict[Atom, Tensor] = {}
+        for layer, tokens in self._model.layers(pixels):
+            if layer in wanted:
+                normed = self._model.encoder_norm(tokens)
+                computed |= {atom: self._model.pool(normed, atom.pooling) for atom in wanted[layer]}
+            if len(computed) == len(atoms):
+                break
+        return computed
+
+
+def _find_file(spec: BackboneSpec) -> Path:
+    """The checkpoint that the spec names, checked to be an `.npz` file that exists."""
+    if spec.checkpoint or spec.model_options:
+        option = "checkpoint" if spec.checkpoint else f"model.{spec.model_options[0][0]}"
+        raise UsageError(
+            f"backbone '{spec.text}': option '{option}' does not apply to jax: the file decides everything"
+        )
+    if not spec.name:
+        raise UsageError(f"backbone '{spec.text}' names no file: write jax:FILE{SUFFIX}")
+    if "://" in spec.name or not spec.name.endswith(SUFFIX):
+        raise WeightsError(
+            f"backbone '{spec.text}': only local {SUFFIX} checkpoints are read: download a remote file first, "
+            f"and name it as jax:path/to/FILE{SUFFIX}"
+        )
+    path = Path(spec.name).expanduser()
+    if path.is_file():
+        return path
+    if not path.parent.is_dir():
+        raise WeightsError(f"backbone '{spec.text}': there is no folder '{path.parent}'")
+    if path.is_dir():
+        raise WeightsError(f"backbone '{spec.text}': '{path}' is a folder, not an {SUFFIX} file")
+    there = sorted(file.name for file in path.parent.glob(f"*{SUFFIX}"))
+    offered = nearest(path.name, there) or there[:5]
+    hint = f"did you mean {' or '.join(map(repr, offered))}?" if offered else f"'{path.parent}' holds no {SUFFIX} file"
+    raise WeightsError(f"backbone '{spec.text}': there is no file '{path}'; {hint}")
+
+
+def _grid(spec: BackboneSpec, config: JaxViTConfig) -> int:
+    """Patches per side at the resolution asked for."""
+    if spec.resolution is None:
+        return config.grid
+    grid, rest = divmod(spec.resolution, config.stride)
+    if rest or not grid:
+        choices = [str(n * config.stride) for n in (grid, grid + 1) if n]
+        raise UsageError(
+            f"backbone '{spec.text}': resolution {spec.resolution} is no multiple of the patch size {config.stride}; "
+            f"the nearest that are: {', '.join(choices)}"
+        )
+    return grid
+
+
+def _representations(config: JaxViTConfig) -> dict[str, Representation]:
+    cls = Representation("cls", config.width)
+    if not config.cls:
+        cls = replace(cls, provenance="absent", reason="the checkpoint has no CLS token")
+    own = config.map_head is not None or config.pre_logits > 0
+    pooler = Representation("pooler", config.pooled_dim, alias_of=None if own else config.native_pooling)
+    return {"cls": cls, "gap": Representation("gap", config.width), "pooler": pooler}
+
+
+def _layout_note(layout: Layout) -> str:
+    prefix = f" under '{layout.prefix}'" if layout.prefix else ""
+    return f"{layout.numbering} numbering{prefix}{', blocks scanned' if layout.scanned else ''}"
+
+
+def _resize_note(old: int, new: int) -> str:
+    note = f"position embeddings resized from {old}x{old} to {new}x{new} (bilinear, corners aligned, as scipy.ndimage.zoom)"
+    if scipy_zeroes_the_edge(old, new):
+        note += "; scipy itself would set the last row and column to 0 here, by a rounding fault that is not copied"
+    return note
+
+
+def _ignored_arrays(arrays: NpzArrays, config: JaxViTConfig, layout: Layout) -> list[str]:
+    """Lines about the arrays of the file that are not part of the model: its head, optimiser state, a text tower."""
+    used = {slot.key for slot in slots(config, layout)}
+    head, groups, lines = f"{layout.prefix}head/", Counter[str](), []
+    for key in sorted(arrays.keys - used):
+        if key == f"{head}kernel":
+            lines.append(f"classifier head not used: '{key}' {list(arrays.shape(key))}")
+        elif not key.startswith(head):
+            parts = key.split("/")
+            shared = sum(
+                1
+                for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, layout.prefix.split("/"), strict=False))
+            )
+            groups["/".join(parts[: shared + 1])] += 1
+    if groups:
+        lines.append("arrays not used: " + ", ".join(f"{name} ({count})" for name, count in sorted(groups.items())))
+    return lines

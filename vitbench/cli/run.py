@@ -1,0 +1,160 @@
+"""`vitbench run`: score backbones on tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitbench.cli.completion import complete_backbone, complete_task
+
+EXAMPLES = """Examples:
+
+`vitbench run`
+
+`vitbench run --backbone timm:vit_base_patch16_224.augreg_in21k --tasks cifar10,oxford_pets
+--representations cls,gap,pooler --shots 1,5,10,25 --seeds 3`
+
+`vitbench run --backbone jax:ViT-B_16.npz --tasks imagefolder:./shoes --l2 loo`
+"""
+
+
+def run(
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone", "-b", help="KIND:NAME[@REVISION][,key=value…]; repeatable.", autocompletion=complete_backbone
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            "--task",
+            "-t",
+            help="Names, suites, globs, task files, imagefolder:PATH; commas or repeats.",
+            autocompletion=complete_task,
+        ),
+    ] = None,
+    representations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--representations", "-r", help="cls, gap, pooler, cls+gap, gap@6, …; all trained ones if not given."
+        ),
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol; see `vitbench ls protocols`.")] = None,
+    shots: Annotated[list[str] | None, typer.Option(help="Images per class, such as 1,5,10,25.")] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option(help="A number of seeds (3 is 0,1,2), or a list such as 0,7.")
+    ] = None,
+    l2: Annotated[
+        str | None, typer.Option(help="paper (1024), loo (leave-one-out on the support set), or a number.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="Another option of the protocol, KEY=VALUE; repeatable.")
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(help="auto, bigvision_fewshot, vit_jax, vtab, or a preprocessing string.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Images per forward pass, or auto.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Score only this many test images; kept apart from full results.")
+    ] = None,
+    allow_untrained: Annotated[
+        bool | None, typer.Option("--allow-untrained", help="Score newly initialised weights too, marked as untrained.")
+    ] = None,
+    on_existing: Annotated[
+        str | None, typer.Option(help="skip, rerun or error, for records that are there already.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder; results/runs if not given.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A run written as YAML; the options here override it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no leaderboard.")] = False,
+) -> None:
+    """Score backbones on tasks: frozen features in one pass, few-shot by closed-form ridge, records, a leaderboard.
+
+    What is already there is used again, so the same command goes on after an interruption. Without options it runs the
+    built-in baseline, which needs no network.
+    """
+    from vitbench.cli.console import ConsoleReporter, console, print_rows
+    from vitbench.execution.config import make_config
+    from vitbench.execution.local import execute
+    from vitbench.execution.reporter import Reporter
+    from vitbench.records.provenance import command_line
+
+    options: dict[str, Any] = dict(_key_value(text) for text in option or [])
+    given = {"shots": ",".join(shots or []), "seeds": ",".join(seeds or []), "l2": l2 or ""}
+    options |= {name: value for name, value in given.items() if value}
+    values = {
+        "backbones": backbone,
+        "tasks": tasks,
+        "representations": representations,
+        "protocol": protocol,
+        "options": options or None,
+        "preprocess": preprocess,
+        "dtype": dtype,
+        "device": device,
+        "batch_size": batch_size,
+        "workers": workers,
+        "limit": limit,
+        "allow_untrained": allow_untrained,
+        "on_existing": on_existing,
+        "out": out,
+    }
+    resolved = make_config(values, config)
+    reporter = Reporter() if quiet else ConsoleReporter()
+    try:
+        result = execute(resolved, reporter, command_line(), dry_run=dry_run)
+    except KeyboardInterrupt:
+        console(stderr=True).print("interrupted: run the same command again to go on from here")
+        raise typer.Exit(130) from None
+    if dry_run:
+        print_rows(
+            [vars(job) | {"representations": ", ".join(job.representations)} for job in result.planned], as_json=False
+        )
+        console().print(f"{sum(job.images for job in result.planned):,} images would go through a backbone")
+    elif result.keys and not quiet:
+        _print_leaderboard(resolved.out, result.keys)
+        there = len(result.keys) - result.written
+        console().print(
+            f"{result.written} records written, {there} there already, in {resolved.out / 'records'}", soft_wrap=True
+        )
+    if result.failures:
+        _print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
+        raise typer.Exit(1 if result.planned else 2)
+
+
+def _print_failures(failures: list[str], alone: bool) -> None:
+    """What failed, once more at the end, unless it was the only thing that was said."""
+    from vitbench.cli.console import console
+
+    error = console(stderr=True)
+    if not alone:
+        error.print(f"[bold red]{len(failures)} failed:[/bold red]")
+        for failure in failures:
+            error.print(f"  {failure}", markup=False, soft_wrap=True)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    from vitbench.errors import UsageError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set '{text}' is not of the form KEY=VALUE")
+    return key.strip(), value.strip()
+
+
+def _print_leaderboard(out: Path, keys: list[str]) -> None:
+    from vitbench.cli.console import console
+    from vitbench.records.store import load_results
+    from vitbench.reporting.formats import rich_tables
+    from vitbench.reporting.leaderboard import leaderboards
+
+    frame = load_results(out)
+    frame = frame[frame["key"].isin(keys)]
+    if len(frame):
+        console().print(rich_tables(leaderboards(frame, limited=bool(frame["limit"].notna().any()))))

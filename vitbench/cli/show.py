@@ -1,0 +1,39 @@
+"""`vitbench show`: everything about one task or one backbone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitbench.cli.completion import complete_backbone, complete_task
+
+app = typer.Typer(
+    help="Show everything about one task or one backbone.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command(epilog="Example: `vitbench show task cifar10`")
+def task(
+    name: Annotated[str, typer.Argument(help="A task's name or file.", autocompletion=complete_task)],
+    as_json: Json = False,
+) -> None:
+    """What a task is: source, splits, expected sizes, licence, citation, known traps. Nothing is downloaded."""
+    from vitbench.cli.console import print_fields
+    from vitbench.reporting.listing import task_fields
+
+    print_fields(task_fields(name), as_json)
+
+
+@app.command(epilog="Example: `vitbench show backbone timm:vit_tiny_patch16_224.augreg_in21k`")
+def backbone(
+    spec: Annotated[str, typer.Argument(help="KIND:NAME[@REVISION][,key=value…]", autocompletion=complete_backbone)],
+    as_json: Json = False,
+) -> None:
+    """What a backbone is: preprocessing, representations with provenance, layers, parameters. Its weights are loaded."""
+    from vitbench.cli.console import print_fields
+    from vitbench.reporting.listing import backbone_fields
+
+    print_fields(backbone_fields(spec), as_json)

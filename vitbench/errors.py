@@ -1,0 +1,63 @@
+"""The errors a user may see: one line that says what is wrong, where, and what to do about it.
+
+The command line prints a `VitbenchError` without a traceback. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitbenchError(Exception):
+    """A mistake in the input or a fault of the surroundings, told in one line."""
+
+
+class UsageError(VitbenchError):
+    """A name, option or value that cannot be meant."""
+
+
+class DataError(VitbenchError):
+    """A task's data is missing, broken, or not what the task file says."""
+
+
+class WeightsError(VitbenchError):
+    """A checkpoint is missing, damaged, or does not fit its model."""
+
+
+class RepresentationError(VitbenchError):
+    """A representation that the backbone lacks, or whose weights were never trained."""
+
+
+class StoreError(VitbenchError):
+    """Something could not be written to, or read back from, the output folder."""
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """The choices most like `name`, best first; a choice also counts as near when it contains `name`."""
+    choices = list(choices)
+    lowered = {choice.lower(): choice for choice in choices}
+    found = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.55)]
+    found += [choice for choice in choices if name and name.lower() in choice.lower() and choice not in found]
+    return found[:count]
+
+
+def unknown(
+    kind: str, name: str, choices: Iterable[str], *, hint: str = "", error: type[VitbenchError] = UsageError
+) -> VitbenchError:
+    """The error for a name that is none of `choices`: it offers the nearest ones, and lists all when they are few.
+
+    Args:
+        kind: What the name should have been, for example `"task"`.
+        name: What was given.
+        choices: Every valid name.
+        hint: What to run or read to see the choices, added at the end.
+        error: The class of the error to make.
+    """
+    choices = sorted(choices)
+    message = f"unknown {kind} '{name}'"
+    if close := nearest(name, choices):
+        message += f"; did you mean {' or '.join(repr(choice) for choice in close)}?"
+    elif choices and len(choices) <= 12:
+        message += f"; choose from {', '.join(choices)}"
+    return error(f"{message} ({hint})" if hint else message)

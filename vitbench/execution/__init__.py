@@ -1,0 +1,1 @@
+"""Execution: the plan of a run, and the executor that carries it out."""

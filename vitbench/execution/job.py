@@ -1,0 +1,244 @@
+"""One job: a backbone on a task. It is prepared (what is there, what is missing), then carried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitbench.backbones.base import Backbone
+from vitbench.errors import RepresentationError, UsageError
+from vitbench.execution.config import AUTO, RunConfig
+from vitbench.execution.reporter import Reporter
+from vitbench.features.extract import ExtractionOptions, feature_set
+from vitbench.features.featureset import FeatureSet, IntArray
+from vitbench.features.store import FeatureStore
+from vitbench.protocols.base import Cell, Outcome, Protocol
+from vitbench.records.atomic import slug
+from vitbench.records.identity import FEATURE_FIELDS, RECORD_FIELDS, identity, key
+from vitbench.records.provenance import provenance
+from vitbench.records.schema import Provenance, Record
+from vitbench.records.store import ResultStore
+from vitbench.tasks import transforms
+from vitbench.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done for one backbone on one task.
+
+    Attributes:
+        identities: (representation, cell) to the identity of its record, for every record of the job.
+        wanted: Canonical representation to the cells whose records are still to be made.
+        rows: Split name to the rows whose features are needed for them, increasing.
+        stores: Split name to its feature store.
+        limit: Number of test images when fewer than all are scored.
+        failures: What cannot be done, a line each: representations that the backbone lacks.
+        notes: What the user should know about the task under this protocol.
+    """
+
+    backbone: Backbone
+    task: Task
+    protocol: Protocol
+    preprocessing: transforms.Preprocessing
+    identities: Mapping[tuple[str, Cell], Mapping[str, Any]]
+    wanted: Mapping[str, Sequence[Cell]]
+    rows: Mapping[str, IntArray]
+    stores: Mapping[str, FeatureStore]
+    limit: int | None
+    failures: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of every record of the job, present or not."""
+        return [key(value) for value in self.identities.values()]
+
+    @property
+    def records_wanted(self) -> int:
+        """Number of records still to be made."""
+        return sum(map(len, self.wanted.values()))
+
+    def images_missing(self) -> dict[str, int]:
+        """Split name to the number of images that must go through the backbone."""
+        atoms = {str(atom) for name in self.wanted for atom in self.backbone.resolve(name)}
+        return {
+            split: sum(map(len, self.stores[split].missing(atoms, rows).values())) if atoms else 0
+            for split, rows in self.rows.items()
+        }
+
+
+def backbone_name(backbone: Backbone) -> str:
+    """Short name of a backbone and its weights, good for a folder: `timm-vit_tiny_patch16_224-1f2e3d4c`."""
+    return f"{slug(backbone.spec.label, 60)}-{backbone.weights_digest[:8]}"
+
+
+def prepare(config: RunConfig, backbone: Backbone, task: Task, protocol: Protocol, results: ResultStore) -> Job:
+    """Find out what a job has to do.
+
+    Raises:
+        UsageError: No representation that was asked for exists, the preprocessing does not fit, or records exist and
+            `on_existing` is `error`.
+    """
+    names, failures = _representations(config, backbone)
+    text = backbone.spec.preprocess if backbone.spec.preprocess != AUTO else config.preprocess
+    preprocessing = transforms.resolve(text, backbone.preprocessing, backbone.input_size, backbone.mean, backbone.std)
+    train, test = task.split("train"), task.split("test")
+    limit = config.limit if config.limit is not None and config.limit < len(test) else None
+    common = {
+        "architecture": backbone.architecture,
+        "dtype": backbone.dtype,
+        "preprocessing": str(preprocessing),
+        "weights": backbone.weights_digest,
+    }
+    shared = common | {
+        "limit": limit,
+        "num_classes": task.num_classes,
+        "parameters": protocol.parameters(),
+        "protocol": protocol.name,
+        "test_fingerprint": test.fingerprint,
+        "train_fingerprint": train.fingerprint,
+    }
+    identities = {
+        (name, cell): identity(RECORD_FIELDS, shared | {"representation": name, "seed": cell.seed, "shot": cell.shot})
+        for name in names
+        for cell in protocol.cells()
+    }
+    present = {pair for pair, value in identities.items() if key(value) in results}
+    if present and config.on_existing == "error":
+        raise UsageError(
+            f"{len(present)} of the {len(identities)} records of {backbone.spec.text} on {task.name} exist in {config.out} "
+            f"already: choose another --out, or --on-existing skip or rerun"
+        )
+    if config.on_existing == "rerun":
+        present = set()
+    wanted = {
+        name: cells for name in names if (cells := [cell for cell in protocol.cells() if (name, cell) not in present])
+    }
+    cells = sorted({cell for cells in wanted.values() for cell in cells})
+    rows = {
+        "train": protocol.train_rows(train.labels, task.num_classes, cells) if cells else np.empty(0, np.int64),
+        "test": _test_rows(len(test), limit) if cells else np.empty(0, np.int64),
+    }
+    stores = {
+        split.name: FeatureStore(
+            config.out,
+            backbone_name(backbone),
+            task.name,
+            split.name,
+            identity(FEATURE_FIELDS, common | {"split_fingerprint": split.fingerprint}),
+        )
+        for split in (train, test)
+    }
+    notes = protocol.check(train.labels, task.num_classes)
+    return Job(backbone, task, protocol, preprocessing, identities, wanted, rows, stores, limit, failures, notes)
+
+
+def carry_out(job: Job, config: RunConfig, results: ResultStore, reporter: Reporter, command: str) -> int:
+    """Embed what is missing, score it, write the records; the number of records written.
+
+    Raises:
+        DataError: An image is broken.
+        StoreError: Something cannot be written; what was written before is intact.
+    """
+    for split, store in job.stores.items():
+        for path in store.discarded:
+            reporter.warn(
+                f"the shard {path.name} of {job.task.name} ({split}) was damaged; its images are embedded again"
+            )
+    features = {split: _extract(job, split, config, reporter) for split in ("train", "test")}
+    written = 0
+    label = f"score   {job.backbone.spec.label} · {job.task.name}"
+    source = provenance(command, str(job.backbone.device), job.backbone.provenance_notes)
+    with reporter.track(label, job.records_wanted, "records") as advance:
+        for name, cells in job.wanted.items():
+            started = time.perf_counter()
+            for outcome in job.protocol.evaluate(
+                features["train"], features["test"], name, job.task.num_classes, cells
+            ):
+                seconds = time.perf_counter() - started
+                results.write(_record(job, name, outcome, seconds, source), _predictions(outcome, features["test"]))
+                written += 1
+                advance(1)
+                started = time.perf_counter()
+    return written
+
+
+def _extract(job: Job, split: str, config: RunConfig, reporter: Reporter) -> FeatureSet:
+    missing = job.images_missing()[split]
+    label = f"extract {job.backbone.spec.label} · {job.task.name} {split}"
+    with reporter.track(label, missing, "images") as advance:
+        options = ExtractionOptions(config.batch_size, config.workers, advance, reporter.warn)
+        return feature_set(
+            job.backbone,
+            job.task.split(split),
+            job.preprocessing,
+            list(job.wanted),
+            job.rows[split],
+            job.stores[split],
+            options,
+        )
+
+
+def _representations(config: RunConfig, backbone: Backbone) -> tuple[list[str], list[str]]:
+    """Canonical names of what is to be scored, and a line for each representation that the backbone lacks."""
+    if backbone.is_floor or config.representations == (AUTO,):
+        return backbone.available(), []
+    names, failures = [], []
+    for name in config.representations:
+        try:
+            names += backbone.available() if name == AUTO else [backbone.canonical(name)]
+        except RepresentationError as error:
+            failures.append(str(error))
+    if not names:
+        raise RepresentationError(failures[0])
+    return list(dict.fromkeys(names)), failures
+
+
+def _test_rows(size: int, limit: int | None) -> IntArray:
+    """All rows, or `limit` rows spread evenly over the split, so that a split in order of class keeps all its classes."""
+    if limit is None:
+        return np.arange(size, dtype=np.int64)
+    return np.arange(limit, dtype=np.int64) * size // limit
+
+
+def _record(job: Job, name: str, outcome: Outcome, seconds: float, source: Provenance) -> Record:
+    backbone, task, cell = job.backbone, job.task, outcome.cell
+    found = job.identities[name, cell]
+    return Record(
+        key=key(found),
+        identity=dict(found),
+        backbone=backbone.spec.text,
+        backbone_name=backbone_name(backbone),
+        representation=name,
+        representation_dim=backbone.dim(name),
+        representation_provenance=backbone.provenance(name),
+        alias_of=backbone.alias_of(name),
+        num_parameters=backbone.num_parameters,
+        task=task.name,
+        num_classes=task.num_classes,
+        metric=task.spec.metric,
+        chance=task.chance,
+        protocol=job.protocol.name,
+        protocol_label=job.protocol.label(),
+        parameters=job.protocol.parameters(),
+        shot=cell.shot,
+        seed=cell.seed,
+        limit=job.limit,
+        preprocessing=str(job.preprocessing),
+        dtype=backbone.dtype,
+        scores=outcome.scores,
+        details=outcome.details,
+        warnings=list(outcome.warnings),
+        n_support=outcome.n_support,
+        n_test=outcome.n_test,
+        seconds=round(seconds, 4),
+        provenance=source,
+    )
+
+
+def _predictions(outcome: Outcome, test: FeatureSet) -> dict[str, IntArray]:
+    return {"row": test.rows, "label": test.labels[test.rows], "prediction": outcome.predictions}

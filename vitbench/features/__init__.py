@@ -1,0 +1,1 @@
+"""Features: where backbones and tasks meet, and where what they give is kept."""

@@ -1,0 +1,226 @@
+"""The feature store: shards of features that were embedded once and are never embedded again.
+
+`<out>/features/<backbone>/<task>/<split>/<key>/` holds the features of one identity:
+
+    identity.json                 what they are features of
+    shard-<id>.safetensors        `rows` [n] int64, and one [n, D] float32 tensor per atom (`cls`, `gap@6`, …)
+    shard-<id>.json               the shard's sha256, its atoms, and its rows as runs [first, after last]
+
+A shard counts only once its sidecar is there, which is written after it; both are renamed into place. Shards have random names,
+so two processes never write the same file; a lock keeps them from doing the same work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitbench.errors import StoreError
+from vitbench.features.featureset import IntArray
+from vitbench.records.atomic import TEMPORARY_PREFIX, slug, write_file, write_text
+from vitbench.records.identity import canonical_json, key
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One whole shard: its file, the atoms it holds and the rows, in order."""
+
+    path: Path
+    atoms: frozenset[str]
+    rows: IntArray
+
+
+class FeatureStore:
+    """The features of one identity.
+
+    Attributes:
+        folder: Where its shards lie.
+        discarded: Shards that were found damaged and removed when the store was opened or refreshed.
+    """
+
+    def __init__(self, out: Path, backbone_name: str, task: str, split: str, identity: Mapping[str, Any]) -> None:
+        """Open (without creating) the store below output folder `out`; every shard's checksum is verified."""
+        self.identity = dict(identity)
+        folder = out / "features" / slug(backbone_name) / Path(*map(slug, task.split("/"))) / slug(split)
+        self.folder = folder / key(identity)
+        self.discarded: list[Path] = []
+        self._shards: dict[str, Shard] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up shards that were added since, also by other processes."""
+        for sidecar in sorted(self.folder.glob("shard-*.json")):
+            if sidecar.stem not in self._shards:
+                shard = _verified(sidecar)
+                if shard is None:
+                    self.discarded.append(sidecar.with_suffix(".safetensors"))
+                    sidecar.unlink(missing_ok=True)
+                    sidecar.with_suffix(".safetensors").unlink(missing_ok=True)
+                else:
+                    self._shards[sidecar.stem] = shard
+
+    def missing(self, atoms: Iterable[str], rows: IntArray) -> dict[frozenset[str], IntArray]:
+        """Which atoms still lack which rows.
+
+        Args:
+            atoms: The atoms wanted.
+            rows: The rows wanted, increasing.
+
+        Returns:
+            Set of atoms to the rows, increasing, that lack exactly these; rows that lack nothing are left out.
+        """
+        atoms = sorted(atoms)
+        if not len(rows):
+            return {}
+        lacking = np.stack([~np.isin(rows, self._rows_with(atom)) for atom in atoms])
+        patterns, inverse = np.unique(lacking, axis=1, return_inverse=True)
+        groups = {}
+        for index, pattern in enumerate(patterns.T):
+            if pattern.any():
+                names = frozenset(atom for atom, lacks in zip(atoms, pattern, strict=True) if lacks)
+                groups[names] = rows[inverse.reshape(-1) == index]
+        return groups
+
+    def append(self, rows: IntArray, features: Mapping[str, Tensor]) -> None:
+        """Write one shard, whole or not at all.
+
+        Args:
+            rows: `[n]` int64, increasing.
+            features: Atom to `[n, D]` float32 on the CPU.
+
+        Raises:
+            StoreError: The disk is full or the folder cannot be written to; earlier shards are intact.
+        """
+        if not (self.folder / "identity.json").exists():
+            write_text(self.folder / "identity.json", canonical_json(self.identity) + "\n")
+        path = self.folder / f"shard-{uuid.uuid4().hex[:16]}.safetensors"
+        tensors = {"rows": torch.from_numpy(rows), **{name: value.contiguous() for name, value in features.items()}}
+        metadata = {"identity": key(self.identity)}
+        digest = ""
+
+        def write(temporary: Path) -> None:
+            nonlocal digest
+            save_file(tensors, temporary, metadata=metadata)
+            digest = _sha256(temporary)
+
+        write_file(path, write)
+        sidecar = {"sha256": digest, "atoms": sorted(features), "rows": _runs(rows)}
+        write_text(path.with_suffix(".json"), json.dumps(sidecar) + "\n")
+        self._shards[path.stem] = Shard(path, frozenset(features), rows)
+
+    def load(self, atoms: Iterable[str], rows: IntArray) -> dict[str, Tensor]:
+        """Read features.
+
+        Args:
+            atoms: Which.
+            rows: `[M]` int64, increasing; all must be there.
+
+        Returns:
+            Atom to `[M, D]` float32.
+
+        Raises:
+            StoreError: A row is not there, or a shard cannot be read.
+        """
+        return {atom: self._load(atom, rows) for atom in atoms}
+
+    @contextmanager
+    def lock(self, waiting: Any = None) -> Iterator[None]:
+        """Hold the store for writing. `waiting()` is called once if another process holds it.
+
+        What a killed process left behind (temporary files, shards without a sidecar) is removed.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if waiting:
+                    waiting()
+                lock.acquire()
+        except OSError as error:
+            raise StoreError(f"cannot lock the feature store {self.folder}: {error.strerror or error}") from error
+        try:
+            self._sweep()
+            self.refresh()
+            yield
+        finally:
+            lock.release()
+
+    def _sweep(self) -> None:
+        for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
+        for shard in self.folder.glob("shard-*.safetensors"):
+            if not shard.with_suffix(".json").exists():
+                shard.unlink(missing_ok=True)
+
+    def _rows_with(self, atom: str) -> IntArray:
+        held = [shard.rows for shard in self._shards.values() if atom in shard.atoms]
+        return np.concatenate(held) if held else np.empty(0, np.int64)
+
+    def _load(self, atom: str, rows: IntArray) -> Tensor:
+        result: Tensor | None = None
+        filled = np.zeros(len(rows), bool)
+        for shard in self._shards.values():
+            if atom not in shard.atoms:
+                continue
+            wanted = np.isin(rows, shard.rows) & ~filled
+            if not wanted.any():
+                continue
+            positions = np.searchsorted(shard.rows, rows[wanted])
+            values = _read(shard.path, atom)[torch.from_numpy(positions)]
+            if result is None:
+                result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
+            result[torch.from_numpy(np.flatnonzero(wanted))] = values
+            filled |= wanted
+        if result is None or not filled.all():
+            raise StoreError(f"{int((~filled).sum())} rows of '{atom}' are not in the feature store {self.folder}")
+        return result
+
+
+def _verified(sidecar: Path) -> Shard | None:
+    """The shard of a sidecar, or None if either file is damaged or missing."""
+    path = sidecar.with_suffix(".safetensors")
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        if _sha256(path) != content["sha256"]:
+            return None
+        rows = np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in content["rows"]])
+        return Shard(path, frozenset(content["atoms"]), rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(path: Path, atom: str) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            value: Tensor = shard.get_tensor(atom)
+            return value
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"the shard {path} cannot be read ({error}); run the same command again to remake it"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _runs(rows: IntArray) -> list[list[int]]:
+    """Increasing rows as runs `[first, after last]`."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(rows, breaks) if len(run)]

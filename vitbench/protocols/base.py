@@ -1,0 +1,102 @@
+"""What every protocol is: features and labels in, scores and predictions out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from vitbench.features.featureset import FeatureSet, IntArray
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One measured outcome of a protocol, and so one record per representation.
+
+    Attributes:
+        shot: Images per class in the support set; 0 for a protocol that uses the whole train split.
+        seed: The seed of the draw.
+    """
+
+    shot: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol measured in one cell.
+
+    Attributes:
+        cell: Which cell.
+        scores: Metric name to value; `accuracy` is a fraction.
+        predictions: `[n_test]` int64, the predicted class of each test row, in the order of the test rows.
+        n_support: Number of labelled images that were learned from.
+        n_test: Number of images that were scored.
+        details: What else the record should hold (`l2`, `n_per_class_min`, …): JSON values only.
+        warnings: What a reader of the record should know.
+    """
+
+    cell: Cell
+    scores: dict[str, float]
+    predictions: IntArray
+    n_support: int
+    n_test: int
+    details: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Protocol(ABC):
+    """A way to score frozen features. An instance holds its parameters, is immutable, and can be used on any task."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Make the protocol from options as they come from a command line or YAML file.
+
+        Raises:
+            UsageError: An option is unknown (the nearest is offered) or its value cannot be meant.
+        """
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that can change a score, as JSON values, for the identity. Shots and seeds are not among them."""
+
+    @abstractmethod
+    def label(self) -> str:
+        """The parameters in a few words, for the title of a table: `l2 = 1024`."""
+
+    @abstractmethod
+    def cells(self) -> list[Cell]:
+        """The cells that a complete evaluation has."""
+
+    @abstractmethod
+    def train_rows(self, labels: IntArray, num_classes: int, cells: Sequence[Cell]) -> IntArray:
+        """The rows of the train split whose features `evaluate` will ask for, increasing.
+
+        Args:
+            labels: `[N]` int64, the labels of the whole train split.
+            num_classes: Number of classes that the task declares.
+            cells: The cells to be evaluated.
+        """
+
+    def check(self, labels: IntArray, num_classes: int) -> list[str]:
+        """What a user should know before the run about this protocol on these train labels, a line each; none by default."""
+        return []
+
+    @abstractmethod
+    def evaluate(
+        self, train: FeatureSet, test: FeatureSet, name: str, num_classes: int, cells: Sequence[Cell]
+    ) -> Iterator[Outcome]:
+        """Score representation `name` in each of `cells`; an outcome is given as soon as it is known."""
+
+
+def accuracy(predictions: IntArray, labels: npt.NDArray[np.int64]) -> float:
+    """Fraction of predictions that equal their label."""
+    return float(np.mean(predictions == labels))

@@ -1,0 +1,1 @@
+"""Records: what was measured, of what exactly, and where it is kept."""

@@ -1,0 +1,64 @@
+"""The schema of a record: one measured outcome with its full identity."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class Provenance(BaseModel):
+    """Where a record comes from. Nothing here is part of its identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    created: str = Field(description="when the record was written, UTC, ISO 8601")
+    command: str = Field(description="the command or call that made it")
+    host: str = Field(description="name of the machine")
+    device: str = Field(description="device of the forward pass, such as cpu or cuda:0 (NVIDIA H200)")
+    python: str = Field(description="version of Python")
+    versions: dict[str, str] = Field(description="versions of vitbench and of the libraries that compute")
+    git_commit: str | None = Field(
+        description="commit of the vitbench checkout, with -dirty when it was changed; null when installed"
+    )
+    weights_notes: list[str] = Field(description="what was ignored or resized when the weights were loaded")
+
+
+class Record(BaseModel):
+    """One measured outcome: one JSON file, one row of `vitbench.load_results`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    key: str = Field(description="name of the identity; also the file's name")
+    identity: dict[str, Any] = Field(description="what must be equal for this result to be used again")
+    backbone: str = Field(description="the backbone's spec as it was written")
+    backbone_name: str = Field(description="short name of backbone and weights, the folder of its records")
+    representation: str
+    representation_dim: int = Field(description="length of the feature vector")
+    representation_provenance: Literal["trained", "untrained"]
+    alias_of: str | None = Field(description="the representation that this one equals exactly on this backbone")
+    num_parameters: int = Field(description="parameters of the backbone, without any classifier")
+    task: str
+    num_classes: int
+    metric: str
+    chance: float = Field(description="accuracy of always answering with one class, on average")
+    protocol: str
+    protocol_label: str = Field(description="the protocol's parameters in a few words, for titles")
+    parameters: dict[str, Any] = Field(description="parameters of the protocol")
+    shot: int
+    seed: int
+    limit: int | None = Field(
+        description="number of test images when --limit was given; limited records never mix with full ones"
+    )
+    preprocessing: str
+    dtype: str
+    scores: dict[str, float] = Field(description="metric to value; accuracy is a fraction")
+    details: dict[str, Any] = Field(description="what else the protocol reports, such as the l2 that was used")
+    warnings: list[str]
+    n_support: int
+    n_test: int
+    seconds: float = Field(description="time of this outcome's evaluation, without extraction")
+    provenance: Provenance

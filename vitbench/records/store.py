@@ -1,0 +1,133 @@
+"""The result store: `<out>/records/<backbone>/<task>/<key>.json`, and beside each record its predictions as parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pydantic
+
+from vitbench.errors import StoreError, UsageError
+from vitbench.records.atomic import slug, write_file, write_text
+from vitbench.records.schema import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+DEFAULT_OUT = Path("results/runs")
+
+
+class ResultStore:
+    """The records below one output folder.
+
+    A record counts as present once its JSON file is there, and that is renamed into place after its predictions, so a
+    killed process leaves whole records or none. The records' keys are read once, from the files' names, and kept up to date.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "records"
+        self._paths = {path.stem: path for path in self.folder.glob("*/**/*.json")}
+
+    def __contains__(self, key: str) -> bool:
+        path = self._paths.get(key)
+        return path is not None and path.exists()
+
+    def read(self, key: str) -> Record:
+        """The record called `key`.
+
+        Raises:
+            KeyError: There is none.
+            StoreError: Its file is damaged.
+        """
+        return read_record(self._paths[key])
+
+    def write(self, record: Record, predictions: dict[str, npt.NDArray[np.int64]]) -> Path:
+        """Write a record and its predictions; the record last, whole or not at all.
+
+        Args:
+            record: What was measured.
+            predictions: Columns of the predictions table, each `[n_test]` int64: `row`, `label`, `prediction`.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = self.folder / slug(record.backbone_name) / Path(*map(slug, record.task.split("/")))
+        path = self._paths.get(record.key, folder / f"{record.key}.json")
+        write_file(path.with_suffix(".parquet"), lambda temporary: pq.write_table(pa.table(predictions), temporary))
+        write_text(path, record.model_dump_json(indent=2) + "\n")
+        self._paths[record.key] = path
+        return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record's file.
+
+    Raises:
+        StoreError: It is damaged, or of a schema that this version does not know.
+    """
+    try:
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, pydantic.ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        raise StoreError(
+            f"the record {path} cannot be read ({reason}); move it away and run the same command again to remake it"
+        ) from error
+
+
+def iterate_records(path: Path) -> Iterator[Record]:
+    """Every record below a run's output folder, its `records` folder, or any folder inside that; in order of path.
+
+    Raises:
+        UsageError: There is no such folder.
+        StoreError: A record is damaged.
+    """
+    root = path / "records" if (path / "records").is_dir() else path
+    if not root.is_dir():
+        raise UsageError(
+            f"there are no results at {path}: make some with `vitbench run`, or name another folder with --out"
+        )
+    for file in sorted(root.rglob("*.json")):
+        yield read_record(file)
+
+
+def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
+    """Read every record below `path` into a table, one row per record.
+
+    Args:
+        path: A run's output folder, or a folder of records.
+
+    Returns:
+        A frame with at least `backbone, representation, task, protocol, shot, seed, l2, accuracy, n_support, n_test`; every
+        score and detail of the protocol is a column too. Accuracies are fractions.
+
+    Raises:
+        UsageError: There is no such folder.
+        StoreError: A record is damaged.
+    """
+    import pandas as pd
+
+    rows = [_row(record) for record in iterate_records(Path(path))]
+    frame = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
+    return frame.sort_values(_ORDER, kind="stable", ignore_index=True) if rows else frame
+
+
+_ORDER = ["backbone", "representation", "task", "protocol", "shot", "seed", "key"]
+_COLUMNS = [*_ORDER[:-1], "l2", "accuracy", "n_support", "n_test", "key"]
+
+
+def _row(record: Record) -> dict[str, object]:
+    nested = {"scores", "details", "identity", "provenance", "parameters", "warnings", "schema_version"}
+    row: dict[str, object] = record.model_dump(exclude=nested)
+    row |= {"l2": None, **record.scores, **record.details}
+    row |= {
+        name: record.identity[name] for name in ("architecture", "weights", "train_fingerprint", "test_fingerprint")
+    }
+    row["parameters"] = ", ".join(f"{name}={value}" for name, value in record.parameters.items())
+    row["warnings"] = "; ".join(record.warnings)
+    row["created"] = record.provenance.created
+    row["host"] = record.provenance.host
+    row["device"] = record.provenance.device
+    return row

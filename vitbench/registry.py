@@ -1,0 +1,57 @@
+"""One lazy registry for everything that can be added by name.
+
+An entry is a string `"module:object"`, imported when it is first asked for, so that listing names costs nothing. Other packages
+add entries by entry point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from vitbench.errors import UsageError, unknown
+
+
+class Registry:
+    """Names to lazily imported objects.
+
+    Args:
+        noun: What an entry is, for error messages (`"protocol"`).
+        group: The entry-point group through which other packages add entries (`"vitbench.protocols"`).
+        builtin: Name to `"module:object"` for what ships with vitbench; these win over entry points of the same name.
+    """
+
+    def __init__(self, noun: str, group: str, builtin: Mapping[str, str]) -> None:
+        self.noun = noun
+        self.group = group
+        self._builtin = dict(builtin)
+
+    @cached_property
+    def _external(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Every name, those that ship with vitbench first."""
+        return [*self._builtin, *(name for name in self._external if name not in self._builtin)]
+
+    def load(self, name: str) -> Any:
+        """Import and return the object called `name`.
+
+        Raises:
+            UsageError: There is no such name (the nearest ones are offered), or another package's entry does not import.
+        """
+        if name in self._builtin:
+            module, _, attribute = self._builtin[name].partition(":")
+            return getattr(import_module(module), attribute)
+        if name in self._external:
+            point = self._external[name]
+            try:
+                return point.load()
+            except (ImportError, AttributeError) as error:
+                raise UsageError(
+                    f"{self.noun} '{name}' is registered by entry point as '{point.value}', which does not import: {error}"
+                ) from error
+        raise unknown(self.noun, name, self.names(), hint=f"vitbench ls {self.noun}s")

@@ -1,0 +1,1 @@
+"""Solvers: pure maths on arrays."""

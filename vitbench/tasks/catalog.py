@@ -1,0 +1,141 @@
+"""Find tasks by name: files below `tasks/`, suites, globs, a task file's path, or `imagefolder:PATH`."""
+
+from __future__ import annotations
+
+import fnmatch
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitbench.errors import DataError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from vitbench.tasks.spec import TaskSpec
+    from vitbench.tasks.task import Task
+
+FOLDER_PREFIX = "imagefolder:"
+
+
+def task_folder() -> Path:
+    """The folder of the task files that ship with vitbench: in the package when installed, else the checkout's `tasks/`."""
+    package = Path(__file__).resolve().parent.parent
+    bundled = package / "_bundled" / "tasks"
+    return bundled if bundled.is_dir() else package.parent / "tasks"
+
+
+@cache
+def task_files() -> dict[str, Path]:
+    """Every known task's full name (`paper/cifar10`) and file, in order of name.
+
+    Other packages add tasks by an entry point of the group `vitbench.tasks` that names a package holding YAML files; the
+    entry's name is their suite.
+    """
+    found = {_name(path, task_folder()): path for path in sorted(task_folder().rglob("*.yaml"))}
+    for point in entry_points(group="vitbench.tasks"):
+        module = point.load()
+        for folder in map(Path, module.__path__):
+            for path in sorted(folder.rglob("*.yaml")):
+                name = f"{point.name}/{_name(path, folder)}"
+                if name in found:
+                    raise UsageError(f"two tasks are called '{name}': {found[name]} and {path}")
+                found[name] = path
+    return found
+
+
+def suites() -> dict[str, list[str]]:
+    """Each suite (folder of tasks) and the full names of the tasks in it, subfolders included."""
+    result: dict[str, list[str]] = {}
+    for name in task_files():
+        parts = name.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            result.setdefault("/".join(parts[:depth]), []).append(name)
+    return result
+
+
+def expand_tasks(patterns: list[str]) -> list[str]:
+    """Turn names, suites, globs, task files and `imagefolder:PATH` into task names, each once, in the order given.
+
+    Raises:
+        UsageError: A pattern fits nothing (the nearest names are offered), or a short name fits several tasks.
+    """
+    expanded = [name for pattern in patterns for name in _expand(pattern)]
+    return list(dict.fromkeys(expanded))
+
+
+def _expand(pattern: str) -> list[str]:
+    if pattern.startswith(FOLDER_PREFIX) or pattern.endswith((".yaml", ".yml")):
+        return [pattern]
+    names = list(task_files())
+    if pattern in names:
+        return [pattern]
+    if pattern in suites():
+        return suites()[pattern]
+    if any(character in pattern for character in "*?["):
+        if found := [name for name in names if fnmatch.fnmatchcase(name, pattern)]:
+            return found
+    else:
+        found = [name for name in names if name.split("/")[-1] == pattern]
+        if len(found) == 1:
+            return found
+        if found:
+            raise UsageError(f"task '{pattern}' could be {' or '.join(found)}: write the full name")
+    short = [name.split("/")[-1] for name in names]
+    choices = [*names, *(name for name in short if short.count(name) == 1), *suites()]
+    raise unknown("task", pattern, choices, hint="vitbench ls tasks, a task file's path, or imagefolder:PATH")
+
+
+def load_task(name: str) -> Task:
+    """Load a task: its labels, its splits, its identity. Images are read when they are asked for.
+
+    Args:
+        name: A task's name (`paper/cifar10`, `cifar10`), a task file's path, or `imagefolder:PATH`.
+
+    Raises:
+        UsageError: No task is called that; the nearest names are offered.
+        DataError: Its data is missing, or is not what the task file says.
+    """
+    from vitbench.tasks.task import Task
+
+    full, path, spec = find_task(name)
+    return Task(full, spec, base=path.parent)
+
+
+def find_task(name: str) -> tuple[str, Path, TaskSpec]:
+    """Find a task without loading its data.
+
+    Returns:
+        Its full name, its file (for `imagefolder:PATH` the folder), and its specification.
+
+    Raises:
+        UsageError: No task is called that; the nearest names are offered.
+        DataError: The task file or the image folder is missing or cannot be read.
+    """
+    from vitbench.tasks.spec import FolderSource, SplitSpec, TaskSpec, read_task_file
+
+    full = _single(name)
+    if full.startswith(FOLDER_PREFIX):
+        from vitbench.tasks.sources.imagefolder import split_folders
+
+        folder = Path(full.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
+        spec = TaskSpec(
+            title=folder.name,
+            source=FolderSource(kind="imagefolder", path=folder.name),
+            splits={split: SplitSpec(**fields) for split, fields in split_folders(folder).items()},
+        )
+        return f"imagefolder/{folder.name}", folder, spec
+    path = task_files().get(full, Path(full).expanduser()).resolve()
+    if not path.is_file():
+        raise DataError(f"there is no task file {path}")
+    return full if full in task_files() else path.stem, path, read_task_file(path)
+
+
+def _single(name: str) -> str:
+    found = expand_tasks([name])
+    if len(found) != 1:
+        raise UsageError(f"'{name}' is {len(found)} tasks: {', '.join(found[:5])}{', …' if len(found) > 5 else ''}")
+    return found[0]
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()

@@ -1,0 +1,138 @@
+"""A folder of images: one folder per class, with or without a folder per split above."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from vitbench.errors import DataError, nearest
+from vitbench.tasks.images import decode_rgb
+from vitbench.tasks.sources.rows import IntArray, Rows, file_digest, text_digest
+from vitbench.tasks.spec import TaskSpec
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "validation", "valid")
+TRAIN_FRACTION = 0.8
+
+
+def split_folders(path: Path) -> dict[str, dict[str, object]]:
+    """How the folder at `path` is split: by its `train` and `test` (or `val`) folders, else 80/20 by a seeded draw per class.
+
+    Returns:
+        Split name to the fields of a `SplitSpec`.
+
+    Raises:
+        DataError: There is no such folder, or it has a train folder and none to test on.
+    """
+    if not path.is_dir():
+        siblings = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings, count=1)
+        raise DataError(
+            f"there is no image folder {path}{f'; did you mean {path.parent / close[0]}?' if close else ''}"
+        )
+    holding = {folder.name.lower(): folder.name for folder in _folders(path) if _folders(folder)}
+    train = next((holding[name] for name in TRAIN_NAMES if name in holding), None)
+    tests = [holding[name] for name in TEST_NAMES if name in holding]
+    if train is None:
+        return {"train": {"fraction": TRAIN_FRACTION}, "test": {"fraction": round(1 - TRAIN_FRACTION, 6)}}
+    if not tests:
+        raise DataError(f"{path} has the folder '{train}' but none to test on: add one of {', '.join(TEST_NAMES)}")
+    splits: dict[str, dict[str, object]] = {"train": {"folder": train}, "test": {"folder": tests[0]}}
+    if len(tests) > 1:
+        splits["validation"] = {"folder": tests[1]}
+    return splits
+
+
+def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
+    """Read one split of an imagefolder. Classes are in order of folder name, images in order of file name within their class.
+
+    Raises:
+        DataError: A folder is missing or empty, two class folders have one name but for case, a split has a class that the
+            train split lacks, or a file in a class folder is no image.
+    """
+    part = spec.splits[split]  # type: ignore[index]
+    train = spec.splits["train"]
+    root = base / Path(spec.source.path).expanduser()  # type: ignore[union-attr]
+    classes = _classes(root / train.folder)
+    folder = root / part.folder
+    if extra := sorted(set(_classes(folder)) - set(classes)):
+        raise DataError(
+            f"{folder}: the class folder '{extra[0]}' does not exist in the train split {root / train.folder}"
+        )
+    found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
+    if not found:
+        raise DataError(f"{folder} has no images: put one folder per class there, with images of {_extensions()}")
+    if part.fraction is not None:
+        labels = np.array([label for _, label in found])
+        found = [found[row] for row in _drawn_rows(labels, spec, split)]
+    files = [path for path, _ in found]
+
+    def where(row: int) -> str:
+        return f"row {row} ({files[row].relative_to(root)})"
+
+    names = [path.relative_to(root).as_posix() for path in files]
+    contents = [f"{name} {label} {file_digest(path)}" for name, (path, label) in zip(names, found, strict=True)]
+    return Rows(
+        labels=np.array([label for _, label in found], dtype=np.int64),
+        class_names=classes,
+        fingerprint=text_digest(["imagefolder", *contents]),
+        image=lambda row: decode_rgb(files[row], where(row)),
+        where=where,
+    )
+
+
+def _drawn_rows(labels: IntArray, spec: TaskSpec, split: str) -> IntArray:
+    """The rows of a split that is drawn: each class is shuffled once, then cut at the splits' fractions in their order."""
+    generator = np.random.default_rng(spec.split_seed)
+    before = 0.0
+    for name, part in spec.splits.items():
+        if name == split:
+            break
+        before += part.fraction or 0.0
+    share = spec.splits[split].fraction or 0.0  # type: ignore[index]
+    chosen = []
+    for label in np.unique(labels):
+        shuffled = generator.permutation(np.flatnonzero(labels == label))
+        first, last = round(before * len(shuffled)), round((before + share) * len(shuffled))
+        chosen.append(shuffled[first:last])
+    return np.sort(np.concatenate(chosen))
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise DataError(f"there is no image folder {folder}")
+    names = sorted(path.name for path in _folders(folder))
+    if not names:
+        raise DataError(
+            f"{folder} has no class folders: put one folder per class there, with images of {_extensions()}"
+        )
+    alike = [name for name, count in Counter(name.strip().lower() for name in names).items() if count > 1]
+    if alike:
+        same = [name for name in names if name.strip().lower() == alike[0]]
+        raise DataError(
+            f"{folder}: the class folders {' and '.join(map(repr, same))} have the same name: merge or rename them"
+        )
+    return tuple(names)
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if not path.name.startswith(".") and path.name.lower() not in CLUTTER]
+    strangers = [path for path in files if path.suffix.lower() not in EXTENSIONS]
+    if strangers:
+        raise DataError(f"{strangers[0]} is no image ({_extensions()}): move it out of the class folder")
+    return files
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _extensions() -> str:
+    return ", ".join(sorted(extension.lstrip(".") for extension in EXTENSIONS))
