@@ -118,7 +118,7 @@ def _decoded_batches(
     split: Split, preprocessing: Preprocessing, rows: IntArray, size: int, workers: int | None
 ) -> Iterator[tuple[IntArray, Tensor]]:
     """Batches of decoded images, read ahead in threads: decoding and resizing release the GIL, so they overlap with compute."""
-    workers = workers or min(16, os.cpu_count() or 1)
+    workers = workers or min(16, _usable_cores())
     batches = deque(np.split(rows, np.arange(size, len(rows), size)))
     ahead: deque[tuple[IntArray, list[Future[Tensor]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -135,6 +135,11 @@ def _decoded_batches(
             yield batch, torch.stack([future.result() for future in futures])
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on, which in a container is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _BackingOff:

@@ -177,15 +177,18 @@ class FeatureStore:
         for shard in self._shards.values():
             if atom not in shard.atoms:
                 continue
-            wanted = np.isin(rows, shard.rows) & ~filled
+            # Both are increasing, so one search of the shard's rows finds them; the cost is the shard's size, not the split's.
+            places = np.searchsorted(rows, shard.rows)
+            wanted = places < len(rows)
+            wanted[wanted] = rows[places[wanted]] == shard.rows[wanted]
+            wanted[wanted] = ~filled[places[wanted]]
             if not wanted.any():
                 continue
-            positions = np.searchsorted(shard.rows, rows[wanted])
-            values = _read(shard.path, atom)[torch.from_numpy(positions)]
+            values = _read(shard.path, atom)[torch.from_numpy(wanted)]
             if result is None:
                 result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
-            result[torch.from_numpy(np.flatnonzero(wanted))] = values
-            filled |= wanted
+            result[torch.from_numpy(places[wanted])] = values
+            filled[places[wanted]] = True
         if result is None or not filled.all():
             raise StoreError(f"{int((~filled).sum())} rows of '{atom}' are not in the feature store {self.folder}")
         return result
