@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from vitbench.records.atomic import slug, write_file, write_text
+from vitbench.records.atomic import slug, write_bytes, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +36,7 @@ class Output:
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
-            write_file(
-                self.folder / f"{base}.{kind}", lambda temporary, data=buffer: temporary.write_bytes(data.getvalue())
-            )
+            write_bytes(self.folder / f"{base}.{kind}", buffer.getvalue())
         pyplot.close(figure)
         self._shown.append((title, f"{base}.png", [f"{base}.svg"]))
 
@@ -46,7 +44,7 @@ class Output:
         """Save arrays as `name.npz`, without pickle."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_file(self.folder / f"{slug(name)}.npz", lambda temporary: temporary.write_bytes(buffer.getvalue()))
+        write_bytes(self.folder / f"{slug(name)}.npz", buffer.getvalue())
         self._shown.append((f"arrays: {', '.join(arrays)}", "", [f"{slug(name)}.npz"]))
 
     def table(self, name: str, title: str, frame: pd.DataFrame) -> None:

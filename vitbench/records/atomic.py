@@ -43,6 +43,11 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content`, whole or not at all (see `write_file`)."""
+    write_file(path, lambda temporary: temporary.write_bytes(content))
+
+
 def check_writable(folder: Path) -> None:
     """Make `folder` and prove that files can be written there.
 
