@@ -62,6 +62,26 @@ def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
     assert "Example" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vitbench lead", ["leaderboard"]),
+        ("vitbench run --tasks cif", ["cifar10", "cifar100"]),
+        ("vitbench run --tasks digits,paper/ox", ["digits,paper/oxford_flowers102", "digits,paper/oxford_pets"]),
+        ("vitbench run --backbone j", ["jax:"]),
+        ("vitbench run --backbone timm:vit_tiny_patch16_224.augreg_in21k", None),
+        ("vitbench ls re", ["representations"]),
+    ],
+)
+def test_the_shell_completes_names(line: str, expected: list[str] | None) -> None:
+    words = line.split()
+    asked = {"_VITBENCH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    executable = Path(sys.executable).with_name("vitbench")
+    done = subprocess.run([executable], env=os.environ | asked, capture_output=True, text=True, check=False)
+    found = done.stdout.split()
+    assert found == expected if expected is not None else "timm:vit_tiny_patch16_224.augreg_in21k" in found
+
+
 @pytest.mark.parametrize("kind", ["tasks", "suites", "backbones", "protocols", "representations"])
 def test_ls_as_a_table_and_as_json(kind: str) -> None:
     assert invoke("ls", kind).exit_code == 0
