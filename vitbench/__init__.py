@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "VitbenchError": "vitbench.errors",
     "fewshot": "vitbench.protocols.fewshot",
-    "load_backbone": "vitbench.backbones.load",
+    "load_backbone": "vitbench.features.load",
     "load_results": "vitbench.records.store",
     "load_task": "vitbench.tasks.catalog",
     "run": "vitbench.execution.run",
@@ -19,9 +19,9 @@ _EXPORTS = {
 __all__ = ["VitbenchError", "__version__", "fewshot", "load_backbone", "load_results", "load_task", "run"]
 
 if TYPE_CHECKING:
-    from vitbench.backbones.load import load_backbone
     from vitbench.errors import VitbenchError
     from vitbench.execution.run import run
+    from vitbench.features.load import load_backbone
     from vitbench.protocols.fewshot import fewshot
     from vitbench.records.store import load_results
     from vitbench.tasks.catalog import load_task

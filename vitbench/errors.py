@@ -33,6 +33,12 @@ class StoreError(VitbenchError):
     """Something could not be written to, or read back from, the output folder."""
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of a message, at most 200 characters; an exception's type where it has no message."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices most like `name`, best first; a choice also counts as near when it contains `name`."""
     choices = list(choices)

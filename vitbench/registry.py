@@ -20,7 +20,7 @@ class Registry:
 
     Args:
         noun: What an entry is, for error messages (`"protocol"`).
-        group: The entry-point group through which other packages add entries (`"vitbench.protocols"`).
+        group: The entry-point group through which other packages add entries (`"vitbench.protocols"`); empty for none.
         builtin: Name to `"module:object"` for what ships with vitbench; these win over entry points of the same name.
     """
 
@@ -31,11 +31,20 @@ class Registry:
 
     @cached_property
     def _external(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.group)}
+        return {point.name: point for point in entry_points(group=self.group)} if self.group else {}
 
     def names(self) -> list[str]:
         """Every name, those that ship with vitbench first."""
         return [*self._builtin, *(name for name in self._external if name not in self._builtin)]
+
+    def check(self, name: str) -> None:
+        """Import nothing, but make sure that there is such a name.
+
+        Raises:
+            UsageError: There is none; the nearest are offered.
+        """
+        if name not in self.names():
+            raise unknown(self.noun, name, self.names(), hint=f"vitbench ls {self.noun}s")
 
     def load(self, name: str) -> Any:
         """Import and return the object called `name`.

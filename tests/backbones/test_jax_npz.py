@@ -688,7 +688,7 @@ def test_damaged_arrays_are_refused(write: Callable[..., None], tmp_path: Path) 
 
 def test_missing_files_offer_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "holds no .npz file" in one_line_error(WeightsError, lambda: load_backbone("jax:B_16.npz"))
+    assert "holds no .npz or .jaxexport file" in one_line_error(WeightsError, lambda: load_backbone("jax:B_16.npz"))
     save(tmp_path / "B_16.npz", vit())
     assert load_backbone("jax:B_16.npz", device="cpu").input_size == (12, 12)
     assert "did you mean 'B_16.npz'?" in one_line_error(WeightsError, lambda: load_backbone("jax:B16.npz"))
@@ -698,12 +698,10 @@ def test_missing_files_offer_what_is_there(tmp_path: Path, monkeypatch: pytest.M
     assert "is a folder" in one_line_error(WeightsError, lambda: load_backbone("jax:folder.npz"))
 
 
-@pytest.mark.parametrize(
-    "name", ["model.jaxexport", "model.msgpack", "gs://vit_models/B_16.npz", "https://host/B_16.npz"]
-)
+@pytest.mark.parametrize("name", ["model.bin", "model.msgpack", "gs://vit_models/B_16.npz", "https://host/B_16.npz"])
 def test_only_local_npz_files_are_read(name: str) -> None:
     message = one_line_error(WeightsError, lambda: load_backbone(f"jax:{name}"))
-    assert "only local .npz checkpoints are read" in message
+    assert "only local .npz checkpoints and .jaxexport programs are read" in message
     assert "download" in message
 
 

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import gc
 import json
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import vitbench
 from tests.conftest import ImageFolderMaker
-from vitbench.errors import RepresentationError, StoreError, UsageError
+from vitbench.backbones.base import Backbone
+from vitbench.errors import DataError, RepresentationError, StoreError, UsageError
+from vitbench.execution import local
+from vitbench.execution.config import make_config
+from vitbench.execution.reporter import Reporter
 from vitbench.features.store import FeatureStore
 
 SHORT: dict[str, Any] = {"shots": [1, 2], "seeds": 2}
@@ -222,3 +229,87 @@ def test_limited_test_rows_keep_all_classes_of_a_sorted_split(shoes: str, tmp_pa
     assert frame["limit"].item() == 6
     predictions = pq.read_table(next(tmp_path.glob("records/**/*.parquet"))).to_pandas()
     assert set(predictions["label"]) == {0, 1, 2}
+
+
+def test_a_representation_that_cannot_be_scored_does_not_take_the_others_with_it(
+    tiny_vit: str, shoes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Backbone.encode_atoms
+
+    def overflowing(self: Backbone, *arguments: Any) -> Any:
+        return {
+            atom: value * torch.nan if atom.pooling == "cls" else value
+            for atom, value in original(self, *arguments).items()
+        }
+
+    monkeypatch.setattr(Backbone, "encode_atoms", overflowing)
+    with pytest.warns(UserWarning, match=r"imagefolder/shoes, cls: .*NaN"):
+        frame = vitbench.run(tiny_vit, shoes, representations="cls,gap", out=tmp_path, shots=1, seeds=1)
+    assert frame["representation"].tolist() == ["gap"]
+
+
+def test_a_damaged_record_is_made_again_and_another_ones_does_not_matter(shoes: str, tmp_path: Path) -> None:
+    first = vitbench.run("pixels", [shoes, "digits"], out=tmp_path, **SHORT)
+    for path in list(tmp_path.glob("records/**/*.json")):
+        path.write_text(path.read_text()[:200])
+    again = vitbench.run("pixels", shoes, out=tmp_path, **SHORT)
+    pd.testing.assert_frame_equal(
+        again[SCORES], first[first["task"] == "imagefolder/shoes"][SCORES].reset_index(drop=True)
+    )
+
+
+def test_a_failed_job_lets_go_of_its_backbone(
+    tiny_vit: str, image_folder: ImageFolderMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = image_folder("broken")
+    (broken / "test" / "clog" / "001.png").write_bytes(b"no image")
+    loaded: list[weakref.ref[Backbone]] = []
+    original = local.load_backbone
+
+    def watched(*arguments: Any, **options: Any) -> Backbone:
+        gc.collect()
+        assert all(reference() is None for reference in loaded), "the backbone before is still in memory"
+        backbone = original(*arguments, **options)
+        loaded.append(weakref.ref(backbone))
+        return backbone
+
+    monkeypatch.setattr(local, "load_backbone", watched)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError):
+            vitbench.run([tiny_vit, "pixels", tiny_vit], f"imagefolder:{broken}", out=tmp_path, shots=1, seeds=1)
+    assert len(loaded) == 3
+
+
+def test_the_same_thing_asked_for_twice_is_done_once(shoes: str, tmp_path: Path, encoded: list[int]) -> None:
+    for how in ("error", "rerun"):
+        frame = vitbench.run(["pixels", "pixels,resolution=32"], shoes, out=tmp_path / how, on_existing=how, **SHORT)
+        assert len(frame) == 4
+    assert encoded == [12, 12] * 2
+
+
+def test_a_second_name_for_the_same_data_is_told(shoes: str, tmp_path: Path) -> None:
+    folder = Path(shoes.removeprefix("imagefolder:"))
+    (folder.parent / "mine.yaml").write_text(
+        "title: Mine\nsource: {kind: imagefolder, path: shoes}\nsplits: {train: {folder: train}, test: {folder: test}}\n"
+    )
+    vitbench.run("pixels", shoes, out=tmp_path / "out", **SHORT)
+    heard: list[str] = []
+    reporter = Reporter()
+    reporter.line = heard.append  # type: ignore[method-assign]
+    frame = vitbench.run("pixels", str(folder.parent / "mine.yaml"), out=tmp_path / "out", reporter=reporter, **SHORT)
+    assert set(frame["task"]) == {"imagefolder/shoes"}
+    assert heard == ["mine is the same data as imagefolder/shoes: the records of that name are used"]
+
+
+def test_a_dry_run_writes_nothing_and_mends_nothing(shoes: str, tmp_path: Path) -> None:
+    vitbench.run("pixels", shoes, out=tmp_path, **SHORT)
+    shard = next(tmp_path.glob("features/**/shard-*.safetensors"))
+    shard.write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    config = make_config(
+        {"backbones": "pixels", "tasks": shoes, "out": tmp_path, "options": SHORT, "on_existing": "rerun"}
+    )
+    result = local.execute(config, Reporter(), "a test", dry_run=True)
+    assert result.planned[0].images in (6, 12)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

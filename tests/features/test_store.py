@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -80,9 +81,39 @@ def test_a_damaged_shard_is_found_and_its_rows_are_missing_again(tmp_path: Path,
     else:
         shard.write_text("{")
     again = store(tmp_path)
-    assert again.discarded == [target]
     assert again.missing(["cls"], rows(0, 1, 2)) == {frozenset({"cls"}): pytest.approx(rows(0, 1))}
-    assert not target.exists()
+    assert again.damaged == [target]
+    assert shard.exists(), "looking at a store changes nothing"
+    with again.lock():
+        assert not shard.exists()
+        assert not target.exists()
+
+
+def test_a_store_that_cannot_be_read_for_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = store(tmp_path)
+    one.append(rows(0), {"cls": features(rows(0))})
+
+    def busy(path: Path) -> str:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("vitbench.features.store._sha256", busy)
+    with pytest.raises(StoreError, match=r"cannot be read for now: .*Too many open files"):
+        store(tmp_path).missing(["cls"], rows(0))
+    monkeypatch.undo()
+    assert store(tmp_path).missing(["cls"], rows(0)) == {}
+
+
+def test_a_shard_of_other_rows_or_of_another_identity_does_not_count(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.append(rows(0, 1), {"cls": features(rows(0, 1))})
+    other = store(tmp_path, {"weights": "ef01"})
+    shutil.copytree(one.folder, other.folder)
+    assert len(other.missing(["cls"], rows(0, 1))) == 1
+    sidecar = next(one.folder.glob("shard-*.json"))
+    sidecar.write_text(sidecar.read_text().replace("[[0, 2]]", "[[5, 7]]"))
+    assert len(store(tmp_path).missing(["cls"], rows(5, 6))) == 1
 
 
 def test_the_identity_lies_beside_the_shards(tmp_path: Path) -> None:

@@ -105,17 +105,35 @@ def test_load_results_has_a_row_per_record_and_the_promised_columns(tmp_path: Pa
 def test_no_folder_and_no_records(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are no results at"):
         vitbench.load_results(tmp_path / "nowhere")
+    (tmp_path / "records").mkdir()
     frame = vitbench.load_results(tmp_path)
     assert len(frame) == 0
     assert "accuracy" in frame.columns
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 99}', "[1]"])
-def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
-    path = ResultStore(tmp_path).write(make_record(), PREDICTIONS)
+def test_a_damaged_record_is_named_left_out_and_counts_as_absent(tmp_path: Path, text: str) -> None:
+    store = ResultStore(tmp_path)
+    whole, damaged = make_record(), make_record(seed=1)
+    store.write(whole, PREDICTIONS)
+    path = store.write(damaged, PREDICTIONS)
     path.write_text(text)
-    with pytest.raises(StoreError, match=f"{path.name} cannot be read .* move it away"):
+    with pytest.warns(UserWarning, match=rf"{path.name} cannot be read .* move it away"):
+        frame = vitbench.load_results(tmp_path)
+    assert frame["key"].tolist() == [whole.key]
+    assert len(frame.attrs["damaged"]) == 1
+    assert damaged.key not in ResultStore(tmp_path)
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_record(path)
+
+
+def test_the_folder_above_a_run_is_no_run_and_the_run_in_it_is_offered(tmp_path: Path) -> None:
+    ResultStore(tmp_path / "runs").write(make_record(), PREDICTIONS)
+    (tmp_path / "runs" / "features").mkdir()
+    (tmp_path / "runs" / "features" / "identity.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"there are no results at .*: did you mean .*runs\?"):
         vitbench.load_results(tmp_path)
+    assert len(vitbench.load_results(tmp_path / "runs" / "records" / "timm-vit_tiny_patch16_224-abcd")) == 1
 
 
 def test_a_record_without_its_json_does_not_count(tmp_path: Path) -> None:

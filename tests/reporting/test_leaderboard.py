@@ -50,8 +50,29 @@ def test_the_mean_over_tasks_is_spread_over_seeds_and_wants_every_task(tmp_path:
     assert board.spread["mean"].tolist()[0] == pytest.approx(0.0, abs=1e-9), "both seeds have a mean of 0.7"
     assert [label[1] for label in board.cells.index] == ["cls", "gap", ""]
     assert pd.isna(board.cells.loc[("timm:vit_tiny_patch16_224", "gap", ""), "mean"])
-    assert "rows without a mean lack a task" in board.notes
+    assert any(note.startswith("rows without a mean lack a task") for note in board.notes)
     assert board.cells.loc[("chance", "", ""), "mean"] == pytest.approx(5.5)
+
+
+def test_seeds_that_differ_are_told_and_a_mean_is_over_the_seeds_that_the_tasks_share(tmp_path: Path) -> None:
+    frame = frame_of(
+        tmp_path,
+        *seeds(0.5, 0.6, 0.7),
+        *seeds(0.9, task="paper/cifar100", chance=0.01),
+        {"seed": 7, "representation": "gap"},
+        {"seed": 7, "representation": "gap", "task": "paper/cifar100"},
+    )
+    (board,) = leaderboards(frame)
+    row = ("timm:vit_tiny_patch16_224", "cls", "")
+    assert board.cells.loc[row, "paper/cifar10"] == pytest.approx(60.0)
+    assert board.cells.loc[row, "mean"] == pytest.approx(70.0), "seed 0 alone: (50 + 90) / 2"
+    assert "NOT the same seeds everywhere" in board.notes[0]
+
+
+def test_another_number_of_classes_is_another_column(tmp_path: Path) -> None:
+    (board,) = leaderboards(frame_of(tmp_path, *seeds(0.5), *seeds(0.6, num_classes=20, chance=0.05)))
+    assert len(board.cells.columns) == 3
+    assert sorted(board.cells.iloc[0][:2]) == [pytest.approx(50.0), pytest.approx(60.0)]
 
 
 def test_protocol_parameters_and_limits_never_share_a_table(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_arrow_files(tmp_path: Path) -> None:
         (table([0, None]), "", "", r"the label column 'label' is empty in 1 rows"),
         (table([0, -1]), "", "", r"label -1 at row 1 \(train-00000.*\) of split 'train' is outside 0 to"),
         (table([0, 5]), "num_classes: 3\n", "", r"label 5 at row 1 .* is outside 0 to 2"),
+        (table([0, 1]), "num_classes: 3\n", "", r"has 2 classes where the task file expects 3: is 'label' the right"),
         (table([0, 0]), "num_classes: 2\n", "", r"has only one class in its train split"),
     ],
 )

@@ -28,6 +28,18 @@ def test_without_split_folders_each_class_is_cut_80_to_20(image_folder: ImageFol
     assert again.split("test").fingerprint == test.fingerprint
 
 
+@pytest.mark.parametrize("images", [2, 3, 4])
+def test_a_small_class_gives_every_split_an_image(image_folder: ImageFolderMaker, images: int) -> None:
+    task = load_task(f"imagefolder:{image_folder(train=images) / 'train'}")
+    assert np.bincount(task.split("test").labels).tolist() == [1, 1, 1]
+    assert np.bincount(task.split("train").labels).tolist() == [images - 1] * 3
+
+
+def test_one_image_per_class_leaves_nothing_to_test_on(image_folder: ImageFolderMaker) -> None:
+    with pytest.raises(DataError, match="split 'test' has no images"):
+        load_task(f"imagefolder:{image_folder(train=1) / 'train'}")
+
+
 def test_val_takes_the_place_of_test(image_folder: ImageFolderMaker) -> None:
     root = image_folder()
     (root / "test").rename(root / "val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,30 +28,58 @@ class Output:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shown: list[tuple[str, str, list[str]]] = []
+        self._taken: set[str] = set()
 
     def figure(self, name: str, title: str, figure: Figure) -> None:
-        """Save a figure as `name.png` (150 dpi) and `name.svg`, close it, and show it on the page under `title`."""
-        from matplotlib import pyplot
+        """Save a figure as `name.png` (150 dpi) and `name.svg`, close it, and show it on the page under `title`.
 
-        base = slug(name)
+        The same figure gives the same bytes: without a date, and with fixed identifiers in the SVG.
+        """
+        import matplotlib
+
+        base = self._name(name, "png")
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
+            with matplotlib.rc_context({"svg.hashsalt": "vitbench"}):
+                metadata = {"Date": None} if kind == "svg" else None
+                figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
             write_bytes(self.folder / f"{base}.{kind}", buffer.getvalue())
-        pyplot.close(figure)
+        if "matplotlib.pyplot" in sys.modules:
+            from matplotlib import pyplot
+
+            pyplot.close(figure)
         self._shown.append((title, f"{base}.png", [f"{base}.svg"]))
 
     def arrays(self, name: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Save arrays as `name.npz`, without pickle."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_bytes(self.folder / f"{slug(name)}.npz", buffer.getvalue())
-        self._shown.append((f"arrays: {', '.join(arrays)}", "", [f"{slug(name)}.npz"]))
+        # As a keyword, allow_pickle is one more array before NumPy 2.1: an array of objects is refused here instead.
+        if strange := [key for key, array in arrays.items() if array.dtype.hasobject]:
+            raise TypeError(f"array '{strange[0]}' holds objects, which only pickle could save")
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        base = self._name(name, "npz")
+        write_bytes(self.folder / f"{base}.npz", buffer.getvalue())
+        self._shown.append((f"arrays: {', '.join(arrays)}", "", [f"{base}.npz"]))
 
     def table(self, name: str, title: str, frame: pd.DataFrame) -> None:
         """Save a table as `name.csv`."""
-        write_text(self.folder / f"{slug(name)}.csv", frame.to_csv(index=False))
-        self._shown.append((title, "", [f"{slug(name)}.csv"]))
+        base = self._name(name, "csv")
+        write_text(self.folder / f"{base}.csv", frame.to_csv(index=False))
+        self._shown.append((title, "", [f"{base}.csv"]))
+
+    def link(self, title: str, target: str) -> None:
+        """Show a link to a page below this folder."""
+        self._shown.append((title, "", [target]))
+
+    def _name(self, name: str, kind: str) -> str:
+        """A file name for `name` that no earlier file of this kind has: names that differ may be one as a file name."""
+        base = first = slug(name)
+        count = 1
+        while f"{base}.{kind}".lower() in self._taken:
+            count += 1
+            base = f"{first}-{count}"
+        self._taken.add(f"{base}.{kind}".lower())
+        return base
 
     def index(self, heading: str, lines: list[str]) -> Path:
         """Write `index.html`: the heading, the summary lines, every figure, and links to every file."""

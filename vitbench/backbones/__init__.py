@@ -10,7 +10,7 @@ BACKBONES = Registry(
     {
         "timm": "vitbench.backbones.timm:TimmBackbone",
         "hf": "vitbench.backbones.huggingface:HuggingFaceBackbone",
-        "jax": "vitbench.backbones.jax_npz:JaxBackbone",
+        "jax": "vitbench.backbones.jax_files:load_jax",
         "pixels": "vitbench.backbones.pixels:PixelsBackbone",
     },
 )

@@ -102,12 +102,19 @@ class Backbone(ABC):
         """The modules that hold the weights; empty for a backbone without any."""
 
     def to(self, device: torch.device | str, dtype: str = "auto") -> Backbone:
-        """Move the model and choose the dtype of its computation (`auto`: bfloat16 on CUDA with native support)."""
+        """Move the model and choose the dtype of its computation (`auto`: bfloat16 on CUDA with native support).
+
+        float32 on CUDA switches TF32 off for the process.
+        """
         self.device = torch.device(device)
         if dtype == "auto":
             native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             dtype = "bfloat16" if native else "float32"
         self.dtype = dtype
+        if self.device.type == "cuda" and dtype == "float32":
+            # By default cuDNN rounds float32 convolutions to TF32, and then a GPU's features would not be a CPU's.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         for module in self.modules:
             module.to(self.device)
         return self
@@ -133,7 +140,12 @@ class Backbone(ABC):
     def alias_of(self, name: str) -> str | None:
         """The representation that `name` equals exactly on this model, or None."""
         atoms = self.resolve(name)
-        return self.representations[atoms[0].pooling].alias_of if len(atoms) == 1 and atoms[0].layer is None else None
+        if len(atoms) > 1:
+            return None
+        (atom,) = atoms
+        if atom.layer == self.depth and self.representations[atom.pooling].provenance == "trained":
+            return atom.pooling
+        return self.representations[atom.pooling].alias_of if atom.layer is None else None
 
     def dim(self, name: str) -> int:
         """Length of the vector of representation `name`."""
@@ -151,7 +163,7 @@ class Backbone(ABC):
 
         Args:
             pixels: `[N, 3, H, W]` float32, preprocessed, on any device.
-            names: Representation names, such as `cls`, `gap@-2`, `cls+gap`.
+            names: Representation names, such as `cls`, `gap@-2`, `cls+gap`; or one of them.
 
         Returns:
             Name to `[N, D]` float32 on `self.device`.
@@ -159,15 +171,16 @@ class Backbone(ABC):
         Raises:
             RepresentationError: The model lacks one of them.
         """
-        wanted = {name: self.resolve(name) for name in names}
+        wanted = {name: self.resolve(name) for name in ([names] if isinstance(names, str) else names)}
         atoms = frozenset(atom for parts in wanted.values() for atom in parts)
         computed = self.encode_atoms(pixels, atoms)
         return {name: torch.cat([computed[atom] for atom in parts], dim=1) for name, parts in wanted.items()}
 
     def encode_atoms(self, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
         """As `encode`, for resolved atoms."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise UsageError(f"pixels must be [N, 3, H, W], got {list(pixels.shape)}")
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels):
+            given = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise UsageError(f"pixels must be a tensor [N, 3, H, W] with at least one image, got {given}")
         autocast = (
             nullcontext()
             if self.dtype == "float32"

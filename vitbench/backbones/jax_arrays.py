@@ -87,6 +87,10 @@ def decode_bfloat16(array: npt.NDArray[np.void]) -> FloatArray:
     return (bits << np.uint32(16)).view(np.float32).reshape(array.shape)
 
 
+PICKLES = (b"\x02", b"\x03", b"\x04", b"\x05")
+"""What follows the first byte, 0x80, of a pickle: its protocol."""
+
+
 @contextmanager
 def open_npz(path: Path) -> Iterator[NpzArrays]:
     """Open an `.npz` file. Nothing in it is ever unpickled.
@@ -98,7 +102,11 @@ def open_npz(path: Path) -> Iterator[NpzArrays]:
         with path.open("rb") as stream:
             head = stream.read(24)
         if not head.startswith(b"PK"):
-            kind = "a pickle, which is never read" if head.startswith(b"\x80") else f"it begins with {head!r}"
+            kind = (
+                "a pickle, which is never read"
+                if head[:1] == b"\x80" and head[1:2] in PICKLES
+                else f"it begins with {head!r}"
+            )
             raise WeightsError(f"'{path}' is no .npz archive ({kind}): fetch the checkpoint again")
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:

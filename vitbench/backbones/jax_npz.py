@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vitbench.backbones.base import Backbone, Representation, count_parameters, weights_digest
 from vitbench.backbones.jax_arrays import NpzArrays, open_npz
+from vitbench.backbones.jax_files import find_file
 from vitbench.backbones.jax_layout import Layout, find_layout, read_config, read_state, slots
 from vitbench.backbones.jax_vit import JaxViT, JaxViTConfig, resize_positions, scipy_zeroes_the_edge
 from vitbench.backbones.spec import Atom, BackboneSpec
-from vitbench.errors import UsageError, WeightsError, nearest
-
-SUFFIX = ".npz"
+from vitbench.errors import UsageError
 
 
 class JaxBackbone(Backbone):
@@ -37,7 +35,7 @@ class JaxBackbone(Backbone):
 
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
-        path = _find_file(spec)
+        path = find_file(spec)
         with open_npz(path) as arrays:
             layout = find_layout(arrays)
             stored = read_config(arrays, layout)
@@ -93,33 +91,6 @@ class JaxBackbone(Backbone):
             if len(computed) == len(atoms):
                 break
         return computed
-
-
-def _find_file(spec: BackboneSpec) -> Path:
-    """The checkpoint that the spec names, checked to be an `.npz` file that exists."""
-    if spec.checkpoint or spec.model_options:
-        option = "checkpoint" if spec.checkpoint else f"model.{spec.model_options[0][0]}"
-        raise UsageError(
-            f"backbone '{spec.text}': option '{option}' does not apply to jax: the file decides everything"
-        )
-    if not spec.name:
-        raise UsageError(f"backbone '{spec.text}' names no file: write jax:FILE{SUFFIX}")
-    if "://" in spec.name or not spec.name.endswith(SUFFIX):
-        raise WeightsError(
-            f"backbone '{spec.text}': only local {SUFFIX} checkpoints are read: download a remote file first, "
-            f"and name it as jax:path/to/FILE{SUFFIX}"
-        )
-    path = Path(spec.name).expanduser()
-    if path.is_file():
-        return path
-    if not path.parent.is_dir():
-        raise WeightsError(f"backbone '{spec.text}': there is no folder '{path.parent}'")
-    if path.is_dir():
-        raise WeightsError(f"backbone '{spec.text}': '{path}' is a folder, not an {SUFFIX} file")
-    there = sorted(file.name for file in path.parent.glob(f"*{SUFFIX}"))
-    offered = nearest(path.name, there) or there[:5]
-    hint = f"did you mean {' or '.join(map(repr, offered))}?" if offered else f"'{path.parent}' holds no {SUFFIX} file"
-    raise WeightsError(f"backbone '{spec.text}': there is no file '{path}'; {hint}")
 
 
 def _grid(spec: BackboneSpec, config: JaxViTConfig) -> int:

@@ -11,18 +11,9 @@ from vitbench.errors import UsageError
 
 
 def load_backbone(spec: str, *, device: str = "auto", allow_untrained: bool = False) -> Backbone:
-    """Load the backbone that `spec` names, ready to encode.
-
-    Args:
-        spec: `KIND:NAME[@REVISION][,key=value…]`, for example `timm:vit_base_patch16_224.augreg_in21k`,
-            `hf:google/vit-base-patch16-224-in21k@main`, `jax:B_16.npz,resolution=384`, `pixels`.
-        device: `auto` (CUDA, else Apple's GPU, else the CPU) or a torch device.
-        allow_untrained: Let representations with newly initialised weights be encoded.
-
-    Raises:
-        UsageError: The spec cannot be read, or names something that does not exist (the nearest names are offered).
-        WeightsError: The weights are missing, damaged, or do not fit the model.
-    """
+    """Load the backbone that `spec` names; see `vitbench.features.load.load_backbone`, which also minds `preprocess=`."""
+    if not isinstance(spec, str):
+        raise UsageError(f"a backbone's spec is a text such as timm:vit_base_patch16_224.augreg_in21k, got {spec!r}")
     parsed = parse_backbone_spec(spec)
     backbone: Backbone = BACKBONES.load(parsed.kind)(parsed)
     backbone.allow_untrained = allow_untrained

@@ -12,6 +12,8 @@ from vitbench.errors import UsageError, unknown
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 OPTION_KEYS = ("resolution", "dtype", "preprocess", "checkpoint")
 MODEL_PREFIX = "model."
+COMMON_REPRESENTATIONS = ("cls", "gap", "pooler")
+"""What every backbone names, if only to say why it lacks it."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,10 @@ def parse_representation(name: str) -> tuple[Atom, ...]:
             raise UsageError(
                 f"representation '{name}' cannot be read: write cls, gap, pooler, cls+gap, or a layer such as cls@6 or gap@-2"
             )
-        atoms.append(Atom(match[1], None if match[2] is None else int(match[2])))
+        atom = Atom(match[1], None if match[2] is None else int(match[2]))
+        if atom in atoms:
+            raise UsageError(f"representation '{name}' has '{atom}' twice")
+        atoms.append(atom)
     return tuple(atoms)
 
 

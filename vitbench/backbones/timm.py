@@ -37,6 +37,7 @@ class TimmBackbone(Backbone):
     * `cls`: the class token after the final norm.
     * `gap`: the mean of the patch tokens after the final norm; for models that give a map, its spatial mean.
     * `pooler`: the model's own pooling, `forward_head(pre_logits=True)`. Where that equals `cls` or `gap` it is an alias of it.
+      Where the checkpoint brings a dense pooler (`vitbench convert --keep-pooler`), it is that: tanh(dense(cls)).
 
     Where a model's trained path has the norm after the pooling (ViTs with `fc_norm`, ConvNeXt's head), `gap` is that norm of the
     mean of the un-normed tokens, and `cls` that norm of the un-normed class token.
@@ -49,7 +50,8 @@ class TimmBackbone(Backbone):
 
     Args:
         spec: `timm:MODEL[.tag]`, `timm:hf-hub:ORG/NAME[@REVISION]` or `timm:local-dir:PATH`, with the options `resolution`,
-            `checkpoint=FILE` (in the place of the pretrained weights) and `model.KEY=VALUE` (constructor arguments).
+            `checkpoint=FILE` (in the place of the pretrained weights), `model.KEY=VALUE` (constructor arguments) and
+            `model.norm_eps=VALUE` (the eps of every LayerNorm).
 
     Raises:
         UsageError: No such model, tag or option (the nearest are offered), or a value that the model cannot be built with.
@@ -123,7 +125,10 @@ class TimmBackbone(Backbone):
         }
         features = random_features(model, layout, self.input_size)
         pooler = probe_pooler(model, features, self._poolings)
-        if not pooler.dim:
+        self._pooler = loaded.pooler
+        if self._pooler is not None:
+            item = Representation("pooler", self._pooler.dense.out_features)
+        elif not pooler.dim:
             item = Representation("pooler", 0, "absent", reason="it is built without pooling")
         elif loaded.untrained_head:
             lacking = ", ".join(loaded.untrained_head[:3])
@@ -154,7 +159,7 @@ class TimmBackbone(Backbone):
         computed = {}
         for atom in atoms:
             if atom.pooling == "pooler":
-                computed[atom] = self._model.forward_head(features, pre_logits=True)
+                computed[atom] = self._pool(features)
             elif atom.layer in (None, self.depth):
                 computed[atom] = self._poolings[atom.pooling](features)
             elif self._layout.plain:
@@ -178,6 +183,12 @@ class TimmBackbone(Backbone):
     def _final_norm(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self._model.norm(tokens)
         return normed
+
+    def _pool(self, features: Tensor) -> Tensor:
+        if self._pooler is not None:
+            return self._pooler(self._cls(features))  # type: ignore[no-any-return]
+        pooled: Tensor = self._model.forward_head(features, pre_logits=True)
+        return pooled
 
     def _cls(self, features: Tensor) -> Tensor:
         return self._post_norm(features[:, 0])

@@ -17,6 +17,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import _builder, get_arch_pretrained_cfgs, get_deprecated_models, get_pretrained_cfg, model_entrypoint
+from torch import nn
 
 from vitbench.backbones.checkpoints import fetch_from_hub, find_file, one_line, read_json
 from vitbench.backbones.spec import BackboneSpec
@@ -39,6 +40,9 @@ _OWN_OPTIONS = {
 }
 _OWN_OPTIONS |= {"pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn", "checkpoint_path", "cache_dir"}
 _OWN_OPTIONS |= {"scriptable", "exportable", "no_jit", "pruned", "device", "dtype"}
+
+NORM_EPS = "norm_eps"
+"""The one `model.KEY` that is ours: the eps of every LayerNorm. timm's constructors take it only inside a Python object."""
 
 _LOADER_LOCK = threading.Lock()
 
@@ -197,14 +201,17 @@ def build(spec: BackboneSpec, source: Source) -> Built:
         if key in _OWN_OPTIONS:
             raise UsageError(f"{where}: option 'model.{key}' is not for users: vitbench sets it")
     options = _sized(spec, source, given)
+    constructor = {key: value for key, value in options.items() if key != NORM_EPS}
     try:
         with _captured_loader() as calls, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: Any = timm.create_model(source.create_name, pretrained=True, **options)
+            model: Any = timm.create_model(source.create_name, pretrained=True, **constructor)
     except Exception as error:
-        if not options and not source.model_args:
+        if not constructor and not source.model_args:
             raise
-        raise _build_error(where, source, options, error) from error
+        raise _build_error(where, source, constructor, error) from error
+    if NORM_EPS in options:
+        _set_norm_eps(model, options[NORM_EPS], where)
     call = next((call for call in calls if call["model"] is model), {})
     size = _pair(options.get("img_size")) or _pair(source.model_args.get("img_size"))
     if spec.resolution is not None:
@@ -225,6 +232,15 @@ def build(spec: BackboneSpec, source: Source) -> Built:
         filter_fn=call.get("filter_fn"),
         strict=bool(call.get("strict", True)),
     )
+
+
+def _set_norm_eps(model: Any, eps: Any, where: str) -> None:
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    if not norms or isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+        problem = f"'{eps}' is no number between 0 and 1" if norms else "the model has no LayerNorm"
+        raise UsageError(f"{where}: model.{NORM_EPS} is the eps of every LayerNorm: {problem}")
+    for norm in norms:
+        norm.eps = float(eps)
 
 
 @contextmanager

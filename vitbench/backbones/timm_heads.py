@@ -102,6 +102,21 @@ def post_pool_norm(model: Any) -> tuple[str, Callable[[Tensor], Tensor]]:
     return "", nn.Identity()
 
 
+class DensePooler(nn.Module):
+    """tanh(dense(CLS)): the pooler of Hugging Face's ViT, JAX's `pre_logits` layer; timm's models have no place for it.
+
+    `vitbench convert --keep-pooler` writes it into a timm checkpoint as `pooler.dense.{weight,bias}`.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, dim)
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """The class token `[N, D]` to `[N, dim]`."""
+        return torch.tanh(self.dense(cls))
+
+
 def classifier_names(model: Any) -> list[str]:
     """The names of the modules that turn pooled features into logits, outermost only, in the order of the model.
 

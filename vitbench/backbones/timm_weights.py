@@ -15,10 +15,18 @@ from torch import Tensor
 
 from vitbench.backbones.checkpoints import one_line, read_checkpoint
 from vitbench.backbones.timm_build import Built
-from vitbench.backbones.timm_heads import Layout, classifier_names, head_modules, random_features, remove_classifier
+from vitbench.backbones.timm_heads import (
+    DensePooler,
+    Layout,
+    classifier_names,
+    head_modules,
+    random_features,
+    remove_classifier,
+)
 from vitbench.errors import WeightsError
 
 NPZ_SUFFIX = ".npz"
+POOLER_KEY = "pooler.dense.weight"
 _JAX_ROOTS = ("opt/target/", "params/", "params/img/", "")
 _COUNTER = "num_batches_tracked"
 _NAMED = 4
@@ -32,10 +40,12 @@ class Loaded:
     Attributes:
         untrained_head: Tensors of the model's own pooling that the checkpoint lacks: they are newly initialised.
         notes: Lines for `Backbone.provenance_notes`.
+        pooler: The dense pooler that the checkpoint brings along, now `model.pooler`, or None.
     """
 
     untrained_head: tuple[str, ...]
     notes: tuple[str, ...]
+    pooler: DensePooler | None = None
 
 
 def load_weights(built: Built, layout: Layout, path: Path) -> Loaded:
@@ -82,6 +92,7 @@ def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str]
     ignored = [name for name in state if _under(name, classifiers)]
     state = {name: tensor for name, tensor in state.items() if not _under(name, classifiers)}
     remove_classifier(model, classifiers)
+    pooler = _add_pooler(model, layout, state)
     own = model.state_dict()
     for name in state.keys() & own.keys():
         if state[name].shape != own[name].shape:
@@ -107,7 +118,17 @@ def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str]
         notes.append(
             f"the file lacks tensors of the model's own pooling, which are newly initialised: {_list(untrained)}"
         )
-    return Loaded(tuple(untrained), tuple(notes))
+    return Loaded(tuple(untrained), tuple(notes), pooler)
+
+
+def _add_pooler(model: Any, layout: Layout, state: Mapping[str, Any]) -> DensePooler | None:
+    """Give the model the dense pooler that the checkpoint has, where its class token is plainly the pooler's input."""
+    weight = state.get(POOLER_KEY)
+    if weight is None or weight.ndim != 2 or hasattr(model, "pooler") or not (layout.plain and layout.has_class_token):
+        return None
+    pooler = DensePooler(int(model.num_features), weight.shape[0]).eval()
+    model.pooler = pooler
+    return pooler
 
 
 def _filtered(built: Built, tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:

@@ -22,3 +22,8 @@ def complete_backbone(incomplete: str) -> list[str]:
     import timm
 
     return [f"timm:{name}" for name in timm.list_models(f"{incomplete.removeprefix('timm:')}*", pretrained=True)]
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """Formats of a leaderboard."""
+    return [form for form in ("table", "markdown", "csv", "json", "latex") if form.startswith(incomplete)]

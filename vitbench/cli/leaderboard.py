@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitbench.cli.completion import complete_task
+from vitbench.cli.completion import complete_format, complete_task
 
 EXAMPLES = """Examples:
 
@@ -27,29 +27,35 @@ def leaderboard(
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
     limited: Annotated[bool, typer.Option("--limited", help="Show limited runs in place of full ones.")] = False,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv, json or latex.")] = "table",
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="table, markdown, csv, json or latex.", autocompletion=complete_format)
+    ] = "table",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run; results/runs if not given.")
     ] = None,
 ) -> None:
     """Rows are backbone × representation, columns are tasks; accuracy in percent, mean ± standard deviation over seeds."""
     from vitbench.cli.console import console
+    from vitbench.cli.run import refuse_empty
     from vitbench.errors import UsageError, unknown
     from vitbench.execution.config import split_list
-    from vitbench.records.store import DEFAULT_OUT, load_results
+    from vitbench.records.store import DEFAULT_OUT, read_results
     from vitbench.reporting.formats import FORMATS, render, rich_tables
     from vitbench.reporting.leaderboard import leaderboards, match_tasks
 
+    refuse_empty(locals())
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    wanted = split_list(shots) or ()
+    wanted = split_list(shots or [])
     if not all(shot.isdigit() and int(shot) > 0 for shot in wanted):
         raise UsageError(f"--shots takes whole numbers from 1, got '{','.join(wanted)}'")
-    frame = load_results(out or DEFAULT_OUT)
+    frame, damaged = read_results(out or DEFAULT_OUT)
+    for line in damaged:
+        console(stderr=True).print(f"left out: {line}", markup=False, soft_wrap=True)
     boards = leaderboards(
         frame,
         shots=[int(shot) for shot in wanted],
-        tasks=match_tasks(split_list(tasks) or (), frame),
+        tasks=match_tasks(split_list(tasks or []), frame),
         protocol=protocol,
         limited=limited,
     )

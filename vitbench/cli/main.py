@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import vitbench
-from vitbench.cli import doctor, leaderboard, ls, run, show
-from vitbench.errors import VitbenchError
+from vitbench.cli import analyze, convert, doctor, leaderboard, ls, parity, run, show
+from vitbench.errors import VitbenchError, first_line
 
 app = typer.Typer(
     name="vitbench",
@@ -23,8 +24,11 @@ app = typer.Typer(
 )
 app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("leaderboard", epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard)
+app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
 app.command("ls", epilog=ls.EXAMPLES)(ls.ls)
 app.add_typer(show.app, name="show")
+app.command("parity", epilog=parity.EXAMPLES)(parity.parity)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
@@ -43,14 +47,44 @@ def _root(
     pass
 
 
+_CLICK_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""The parser's errors; typer brings the parser along under a name that differs by its version."""
+
+
 def main() -> None:
     """Run the command line. Exit status: 0 done, 1 some job failed, 2 a mistake in the input."""
     try:
-        app()
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(status if isinstance(status, int) else 0)
     except VitbenchError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        _stop(str(error), 2)
+    except typer.Abort:
+        _stop("stopped", 130)
     except BrokenPipeError:
-        # The reader of our output went away (`vitbench ls tasks | head`); what is still buffered has no reader either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away (`vitbench ls tasks | head`).
+        _discard_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        _stop("the output cannot be written: the disk is full", 1)
+    except _CLICK_ERROR as error:
+        told: Any = error
+        if type(error).__name__ == "NoArgsIsHelpError":
+            told.show()
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        verb = context.command_path if context else "vitbench"
+        _stop(f"{first_line(told.format_message())} (see `{verb} --help`)", 2)
+
+
+def _stop(line: str, status: int) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(status)
+
+
+def _discard_output() -> None:
+    """What is still buffered for standard output cannot be written; keep Python from trying again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,18 +82,19 @@ def run(
     built-in baseline, which needs no network.
     """
     from vitbench.cli.console import ConsoleReporter, console, print_rows
-    from vitbench.execution.config import make_config
+    from vitbench.execution.config import join_specs, make_config, split_list
     from vitbench.execution.local import execute
     from vitbench.execution.reporter import Reporter
     from vitbench.records.provenance import command_line
 
-    options: dict[str, Any] = dict(_key_value(text) for text in option or [])
+    refuse_empty(locals())
+    options: dict[str, Any] = dict(key_value(text) for text in option or [])
     given = {"shots": ",".join(shots or []), "seeds": ",".join(seeds or []), "l2": l2 or ""}
     options |= {name: value for name, value in given.items() if value}
     values = {
-        "backbones": backbone,
-        "tasks": tasks,
-        "representations": representations,
+        "backbones": join_specs(backbone) if backbone else None,
+        "tasks": split_list(tasks) if tasks else None,
+        "representations": split_list(representations) if representations else None,
         "protocol": protocol,
         "options": options or None,
         "preprocess": preprocess,
@@ -139,7 +141,29 @@ def _print_failures(failures: list[str], alone: bool) -> None:
             error.print(f"  {failure}", markup=False, soft_wrap=True)
 
 
-def _key_value(text: str) -> tuple[str, str]:
+def refuse_empty(options: Mapping[str, Any]) -> None:
+    """Refuse an option whose value is empty: most often a script's variable that was not set.
+
+    Args:
+        options: Parameter name to value.
+
+    Raises:
+        UsageError: One is empty; it is named.
+    """
+    from vitbench.errors import UsageError
+
+    for name, value in options.items():
+        given = value if isinstance(value, list) else [value]
+        if any((isinstance(item, str) and not item.strip(" ,")) or item == Path() for item in given):
+            raise UsageError(f"--{name.replace('_', '-')} is empty")
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """Split one `KEY=VALUE` of `--set`.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
     from vitbench.errors import UsageError
 
     key, equals, value = text.partition("=")
@@ -149,12 +173,14 @@ def _key_value(text: str) -> tuple[str, str]:
 
 
 def _print_leaderboard(out: Path, keys: list[str]) -> None:
+    """The tables of this run's records: those of full test splits, then those of limited ones."""
     from vitbench.cli.console import console
-    from vitbench.records.store import load_results
+    from vitbench.records.store import ResultStore, as_frame
     from vitbench.reporting.formats import rich_tables
     from vitbench.reporting.leaderboard import leaderboards
 
-    frame = load_results(out)
-    frame = frame[frame["key"].isin(keys)]
-    if len(frame):
-        console().print(rich_tables(leaderboards(frame, limited=bool(frame["limit"].notna().any()))))
+    results = ResultStore(out)
+    frame = as_frame(results.read(key) for key in keys)
+    for part in (frame[frame["limit"].isna()], frame[frame["limit"].notna()]):
+        if len(part):
+            console().print(rich_tables(leaderboards(part, limited=bool(part["limit"].notna().all()))))

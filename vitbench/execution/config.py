@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +12,35 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vitbench.backbones import BACKBONES
-from vitbench.errors import UsageError, nearest, unknown
+from vitbench.errors import UsageError, first_line, nearest
 from vitbench.records.atomic import write_text
 from vitbench.records.store import DEFAULT_OUT
+from vitbench.validation import first_duplicate, line_of, problem_text, yaml_problem
 
 AUTO = "auto"
+COMMON_OPTIONS = ("shots", "seeds", "l2")
+"""Options of protocols that the command line and `vitbench.run` take by their own names."""
 
 
-def split_list(value: Any) -> Any:
-    """`"a,b"`, `["a,b", "c"]` and `["a", "b", "c"]` are all lists; a comma inside parentheses or before `key=` does not split."""
-    if isinstance(value, str | int | float):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        return value
-    return tuple(part.strip() for item in value for part in str(item).split(",") if part.strip())
+def split_list(values: str | Iterable[str]) -> list[str]:
+    """What a command line gives for a list: commas separate, but an item that names an existing path is whole."""
+    parts: list[str] = []
+    for value in [values] if isinstance(values, str) else values:
+        whole = Path(value.partition(":")[2] or value).expanduser()
+        parts += [value] if "," in value and whole.exists() else value.split(",")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def join_specs(values: str | Iterable[str]) -> list[str]:
+    """What a command line gives for backbones: a comma belongs to a spec's options unless a kind (`timm:…`, `pixels`) follows."""
+    specs: list[str] = []
+    for value in [values] if isinstance(values, str) else values:
+        for number, part in enumerate(value.split(",")):
+            if number == 0 or part.split(":")[0].strip() in BACKBONES.names():
+                specs.append(part)
+            else:
+                specs[-1] += f",{part}"
+    return [spec.strip() for spec in specs if spec.strip()]
 
 
 class RunConfig(BaseModel):
@@ -65,26 +80,26 @@ class RunConfig(BaseModel):
     @field_validator("tasks", "representations", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
-        return split_list(value)
+        return split_list(value) if isinstance(value, str) else value
 
     @field_validator("backbones", mode="before")
     @classmethod
     def _backbone_list(cls, value: Any) -> Any:
-        """A comma belongs to a spec's options, so only a part that begins with a kind (`timm:…`, `pixels`) starts a new spec."""
-        if isinstance(value, str):
-            value = [value]
-        if not isinstance(value, list | tuple):
-            return value
-        specs: list[str] = []
-        for item in value:
-            first = True
-            for part in str(item).split(","):
-                if first or part.split(":")[0].strip() in BACKBONES.names():
-                    specs.append(part)
-                else:
-                    specs[-1] += f",{part}"
-                first = False
-        return tuple(spec.strip() for spec in specs if spec.strip())
+        return join_specs(value) if isinstance(value, str) else value
+
+    @field_validator("backbones", "tasks", "representations")
+    @classmethod
+    def _no_empty_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in value):
+            raise ValueError("has an empty name")
+        return value
+
+    @field_validator("out")
+    @classmethod
+    def _no_empty_path(cls, value: Path) -> Path:
+        if not value.name and str(value) == ".":
+            raise ValueError("is empty: name a folder, or ./ followed by one")
+        return value
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -115,27 +130,45 @@ def make_config(values: Mapping[str, Any], file: Path | None = None) -> RunConfi
         UsageError: A field is unknown or wrong; it is named, with the nearest valid one.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    base = _read_yaml(file) if file else {}
-    options = {**base.get("options", {}), **given.get("options", {})}
+    base, root = _read_yaml(file) if file else ({}, None)
+    written = base.get("options") or {}
+    if not isinstance(written, dict):
+        raise UsageError(f"{file}: options: a mapping of the protocol's options to values, such as `shots: [1, 5]`")
+    options = {**written, **given.get("options", {})}
     try:
-        return RunConfig.model_validate({**base, **given, **({"options": options} if options else {})})
+        return RunConfig.model_validate({**base, **given, "options": options})
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        place = f"{file}: " if file and problem["loc"] and problem["loc"][0] not in given else ""
+        location = [part for part in problem["loc"] if part != "[key]"]
+        name = str(location[0]) if location else ""
+        place = f"{file}:{line_of(root, location)}: " if file and name not in given else ""
         if problem["type"] == "extra_forbidden":
-            raise UsageError(f"{place}{unknown('field', name, RunConfig.model_fields)}") from error
-        raise UsageError(f"{place}{name.replace('_', '-')}: {problem['msg'][0].lower()}{problem['msg'][1:]}") from error
+            raise UsageError(f"{place}{_unknown_field(name)}") from error
+        raise UsageError(f"{place}{name.replace('_', '-')} {problem_text(problem)}") from error
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _unknown_field(name: str) -> str:
+    close = nearest(name, [*RunConfig.model_fields, *COMMON_OPTIONS], count=1)
+    if close and close[0] in COMMON_OPTIONS:
+        return f"unknown field '{name}': '{close[0]}' is an option of the protocol; in a file write it below `options:`"
+    return f"unknown field '{name}'{f'; did you mean {close[0]!r}?' if close else ''}"
+
+
+def _read_yaml(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    """The fields of a file, and its document for the lines of messages."""
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        root, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except FileNotFoundError as error:
         near = nearest(file.name, [path.name for path in file.parent.glob("*.y*ml")], count=1)
         raise UsageError(f"there is no file {file}{f'; did you mean {near[0]}?' if near else ''}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict):
+    except yaml.YAMLError as error:
+        problem, line = yaml_problem(error)
+        raise UsageError(f"{file}{f':{line}' if line else ''}: not valid YAML: {problem}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {first_line(error)}") from error
+    if twice := first_duplicate(root):
+        raise UsageError(f"{file}:{twice[1]}: the field '{twice[0]}' is given twice")
+    if not isinstance(data, dict | None):
         raise UsageError(f"{file}: a run's configuration is a mapping of fields to values, such as `tasks: [cifar10]`")
-    return data
+    return data or {}, root

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vitbench.backbones.base import Backbone
-from vitbench.errors import RepresentationError, UsageError
+from vitbench.backbones.spec import COMMON_REPRESENTATIONS, parse_representation
+from vitbench.errors import RepresentationError, StoreError, UsageError, VitbenchError, unknown
 from vitbench.execution.config import AUTO, RunConfig
 from vitbench.execution.reporter import Reporter
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.featureset import FeatureSet, IntArray
+from vitbench.features.load import preprocessing_of
 from vitbench.features.store import FeatureStore
 from vitbench.protocols.base import Cell, Outcome, Protocol
 from vitbench.records.atomic import slug
@@ -31,6 +33,7 @@ class Job:
     """What is to be done for one backbone on one task.
 
     Attributes:
+        representations: Canonical names of all that is asked for.
         identities: (representation, cell) to the identity of its record, for every record of the job.
         wanted: Canonical representation to the cells whose records are still to be made.
         rows: Split name to the rows whose features are needed for them, increasing.
@@ -38,11 +41,13 @@ class Job:
         limit: Number of test images when fewer than all are scored.
         failures: What cannot be done, a line each: representations that the backbone lacks.
         notes: What the user should know about the task under this protocol.
+        same_as: Another name under which the same data has its records; empty if there is none.
     """
 
     backbone: Backbone
     task: Task
     protocol: Protocol
+    representations: Sequence[str]
     preprocessing: transforms.Preprocessing
     identities: Mapping[tuple[str, Cell], Mapping[str, Any]]
     wanted: Mapping[str, Sequence[Cell]]
@@ -51,6 +56,7 @@ class Job:
     limit: int | None
     failures: Sequence[str]
     notes: Sequence[str]
+    same_as: str = ""
 
     @property
     def keys(self) -> list[str]:
@@ -76,16 +82,30 @@ def backbone_name(backbone: Backbone) -> str:
     return f"{slug(backbone.spec.label, 60)}-{backbone.weights_digest[:8]}"
 
 
-def prepare(config: RunConfig, backbone: Backbone, task: Task, protocol: Protocol, results: ResultStore) -> Job:
+def prepare(
+    config: RunConfig,
+    backbone: Backbone,
+    task: Task,
+    protocol: Protocol,
+    results: ResultStore,
+    made: Collection[str] = (),
+) -> Job:
     """Find out what a job has to do.
+
+    Args:
+        config: The run's configuration.
+        backbone: The backbone, on its device.
+        task: The task.
+        protocol: The protocol.
+        results: The records that are there.
+        made: Keys of the records that this run has made itself: they are there, whatever `on_existing` says.
 
     Raises:
         UsageError: No representation that was asked for exists, the preprocessing does not fit, or records exist and
             `on_existing` is `error`.
     """
     names, failures = _representations(config, backbone)
-    text = backbone.spec.preprocess if backbone.spec.preprocess != AUTO else config.preprocess
-    preprocessing = transforms.resolve(text, backbone.preprocessing, backbone.input_size, backbone.mean, backbone.std)
+    preprocessing = preprocessing_of(backbone, config.preprocess)
     train, test = task.split("train"), task.split("test")
     limit = config.limit if config.limit is not None and config.limit < len(test) else None
     common = {
@@ -108,13 +128,15 @@ def prepare(config: RunConfig, backbone: Backbone, task: Task, protocol: Protoco
         for cell in protocol.cells()
     }
     present = {pair for pair, value in identities.items() if key(value) in results}
-    if present and config.on_existing == "error":
+    own = {pair for pair in present if key(identities[pair]) in made}
+    names_there = {results.read(key(identities[pair])).task for pair in present}
+    if present - own and config.on_existing == "error":
         raise UsageError(
             f"{len(present)} of the {len(identities)} records of {backbone.spec.text} on {task.name} exist in {config.out} "
             f"already: choose another --out, or --on-existing skip or rerun"
         )
     if config.on_existing == "rerun":
-        present = set()
+        present = own
     wanted = {
         name: cells for name in names if (cells := [cell for cell in protocol.cells() if (name, cell) not in present])
     }
@@ -134,41 +156,72 @@ def prepare(config: RunConfig, backbone: Backbone, task: Task, protocol: Protoco
         for split in (train, test)
     }
     notes = protocol.check(train.labels, task.num_classes)
-    return Job(backbone, task, protocol, preprocessing, identities, wanted, rows, stores, limit, failures, notes)
+    same_as = " and ".join(sorted(names_there - {task.name}))
+    return Job(
+        backbone,
+        task,
+        protocol,
+        names,
+        preprocessing,
+        identities,
+        wanted,
+        rows,
+        stores,
+        limit,
+        failures,
+        notes,
+        same_as,
+    )
 
 
-def carry_out(job: Job, config: RunConfig, results: ResultStore, reporter: Reporter, command: str) -> int:
-    """Embed what is missing, score it, write the records; the number of records written.
+def carry_out(
+    job: Job, config: RunConfig, results: ResultStore, reporter: Reporter, command: str
+) -> tuple[set[str], list[str]]:
+    """Embed what is missing, score it, write the records.
+
+    Returns:
+        The keys of the records written, and a line for each representation that could not be scored.
 
     Raises:
         DataError: An image is broken.
         StoreError: Something cannot be written; what was written before is intact.
     """
-    for split, store in job.stores.items():
-        for path in store.discarded:
-            reporter.warn(
-                f"the shard {path.name} of {job.task.name} ({split}) was damaged; its images are embedded again"
-            )
+    made: set[str] = set()
+    failures: list[str] = []
+    if not job.records_wanted:
+        return made, failures
     features = {split: _extract(job, split, config, reporter) for split in ("train", "test")}
-    written = 0
-    label = f"score   {job.backbone.spec.label} · {job.task.name}"
     source = provenance(command, str(job.backbone.device), job.backbone.provenance_notes)
+    label = f"score   {job.backbone.spec.label} · {job.task.name}"
     with reporter.track(label, job.records_wanted, "records") as advance:
         for name, cells in job.wanted.items():
-            started = time.perf_counter()
-            for outcome in job.protocol.evaluate(
-                features["train"], features["test"], name, job.task.num_classes, cells
-            ):
-                seconds = time.perf_counter() - started
-                results.write(_record(job, name, outcome, seconds, source), _predictions(outcome, features["test"]))
-                written += 1
-                advance(1)
-                started = time.perf_counter()
-    return written
+            try:
+                for outcome, seconds in _timed(
+                    job.protocol.evaluate(features["train"], features["test"], name, job.task.num_classes, cells)
+                ):
+                    record = _record(job, name, outcome, seconds, source)
+                    results.write(record, _predictions(outcome, features["test"]))
+                    made.add(record.key)
+                    advance(1)
+            except StoreError:
+                raise
+            except VitbenchError as error:
+                failures.append(f"{job.backbone.spec.label} on {job.task.name}, {name}: {error}")
+    return made, failures
+
+
+def _timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
+    """Each outcome with the seconds that it took to come."""
+    started = time.perf_counter()
+    for outcome in outcomes:
+        yield outcome, time.perf_counter() - started
+        started = time.perf_counter()
 
 
 def _extract(job: Job, split: str, config: RunConfig, reporter: Reporter) -> FeatureSet:
     missing = job.images_missing()[split]
+    for path in job.stores[split].damaged:
+        reporter.warn(f"the shard {path.name} of {job.task.name} ({split}) is damaged: its images are embedded again")
     label = f"extract {job.backbone.spec.label} · {job.task.name} {split}"
     with reporter.track(label, missing, "images") as advance:
         options = ExtractionOptions(config.batch_size, config.workers, advance, reporter.warn)
@@ -185,7 +238,18 @@ def _extract(job: Job, split: str, config: RunConfig, reporter: Reporter) -> Fea
 
 def _representations(config: RunConfig, backbone: Backbone) -> tuple[list[str], list[str]]:
     """Canonical names of what is to be scored, and a line for each representation that the backbone lacks."""
-    if backbone.is_floor or config.representations == (AUTO,):
+    if config.representations == (AUTO,):
+        return backbone.available(), []
+    if backbone.is_floor:
+        for name in config.representations:
+            for atom in parse_representation(name) if name != AUTO else ():
+                if atom.pooling not in (*COMMON_REPRESENTATIONS, *backbone.representations):
+                    raise unknown(
+                        "representation",
+                        name,
+                        [*COMMON_REPRESENTATIONS, *backbone.representations],
+                        error=RepresentationError,
+                    )
         return backbone.available(), []
     names, failures = [], []
     for name in config.representations:

@@ -6,19 +6,22 @@ import gc
 import hashlib
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from vitbench.backbones import BACKBONES
 from vitbench.backbones.base import Backbone
-from vitbench.backbones.load import load_backbone
 from vitbench.backbones.spec import parse_backbone_spec, parse_representation
-from vitbench.errors import VitbenchError
+from vitbench.errors import VitbenchError, first_line
 from vitbench.execution.config import AUTO, RunConfig
 from vitbench.execution.job import Job, carry_out, prepare
 from vitbench.execution.reporter import Reporter
+from vitbench.features.load import load_backbone
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Protocol
-from vitbench.records.atomic import check_writable, write_text
+from vitbench.records.atomic import check_writable, sweep, write_text
 from vitbench.records.store import ResultStore
+from vitbench.tasks import transforms
 from vitbench.tasks.catalog import expand_tasks, load_task
 from vitbench.tasks.task import Task
 
@@ -30,7 +33,7 @@ class PlannedJob:
     Attributes:
         backbone: The backbone's spec.
         task: The task's full name.
-        representations: Those whose records are still to be made.
+        representations: Those asked for.
         records: Number of records that the job has in all.
         present: Number of them that are there already.
         images: Number of images that must go through the backbone, train and test together.
@@ -81,11 +84,13 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
     protocol: Protocol = PROTOCOLS.load(config.protocol).from_options(config.options)
     task_names = expand_tasks(list(config.tasks))
     for spec in config.backbones:
-        parse_backbone_spec(spec)
+        BACKBONES.check(parse_backbone_spec(spec).kind)
     for name in config.representations:
         parse_representation(name)
+    transforms.check(config.preprocess)
     if not dry_run:
         check_writable(config.out)
+        sweep(config.out / "records")
         config.save()
     run = _Run(config, protocol, reporter, command, dry_run)
     tasks = list(run.load_tasks(task_names))
@@ -102,56 +107,70 @@ class _Run:
         self.command, self.dry_run = command, dry_run
         self.results = ResultStore(config.out)
         self.result = RunResult()
+        self.made: set[str] = set()
 
     def load_tasks(self, names: list[str]) -> Iterator[Task]:
         for name in names:
-            try:
+            with self._failing_alone(""):
                 yield load_task(name)
-            except VitbenchError as error:
-                self._fail(str(error), error)
 
     def backbone(self, spec: str, tasks: list[Task]) -> None:
         """Every job of one backbone, which is loaded once and released afterwards."""
-        try:
+        backbone: Backbone | None = None
+        with self._failing_alone(""):
             backbone = _load(spec, self.config)
-        except VitbenchError as error:
-            self._fail(str(error), error)
-            return
-        for task in tasks:
-            try:
-                self._job(backbone, task)
-            except VitbenchError as error:
-                self._fail(f"{spec} on {task.name}: {error}", error)
-            except Exception as error:
-                # A bug, or a device that gave up: this job is lost, the others need not be, and the traceback is kept.
-                self._fail(f"{spec} on {task.name}: {self._keep_traceback(error)}", None)
+        if backbone is not None:
+            for task in tasks:
+                with self._failing_alone(f"{backbone.spec.label} on {task.name}: "):
+                    self._job(backbone, task)
         del backbone
         gc.collect()
 
     def _job(self, backbone: Backbone, task: Task) -> None:
-        job = prepare(self.config, backbone, task, self.protocol, self.results)
+        job = prepare(self.config, backbone, task, self.protocol, self.results, self.made)
         planned = _planned(job)
         for failure in job.failures:
             self._fail(failure, None)
         for note in job.notes:
             self.reporter.warn(f"{task.name}: {note}")
-        if self.dry_run:
-            self.result.planned.append(planned)
-            return
-        if job.records_wanted:
-            self.result.written += carry_out(job, self.config, self.results, self.reporter, self.command)
+        if job.same_as:
+            self.reporter.line(f"{task.name} is the same data as {job.same_as}: the records of that name are used")
+        if not self.dry_run:
+            try:
+                made, failures = carry_out(job, self.config, self.results, self.reporter, self.command)
+            finally:
+                self.result.keys += [key for key in job.keys if key in self.results and key not in self.result.keys]
+            self.made |= made
+            self.result.written += len(made)
+            for failure in failures:
+                self._fail(failure, None)
         self.result.planned.append(planned)
-        self.result.keys += job.keys
+
+    @contextmanager
+    def _failing_alone(self, where: str) -> Iterator[None]:
+        """An error inside is noted, and the rest of the run goes on."""
+        try:
+            yield
+        except VitbenchError as error:
+            told = any(f"'{name}'" in str(error) for name in self.config.backbones)
+            self._fail(str(error) if told else f"{where}{error}", error)
+        except Exception as error:
+            # A bug, or a device that gave up: this job is lost, the others need not be, and the traceback is kept.
+            self._fail(f"{where}{self._keep_traceback(error)}", None)
 
     def _keep_traceback(self, error: Exception) -> str:
         text = "".join(traceback.format_exception(error))
+        line = f"{type(error).__name__}: {first_line(error)} (unexpected"
+        if self.dry_run:
+            return f"{line})"
         path = self.config.out / "failures" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
         write_text(path, text)
-        first = str(error).strip().splitlines()[:1]
-        return f"{type(error).__name__}: {''.join(first)} (unexpected; traceback in {path})"
+        return f"{line}; traceback in {path})"
 
     def _fail(self, line: str, error: VitbenchError | None) -> None:
-        self.result.first_error = self.result.first_error or error
+        if error is not None and self.result.first_error is None:
+            # A copy: the error itself would hold, by its traceback, the backbone and the features of the failed job.
+            self.result.first_error = type(error)(str(error))
         if line not in self.result.failures:
             self.result.failures.append(line)
             self.reporter.warn(f"failed: {line}")
@@ -169,7 +188,7 @@ def _planned(job: Job) -> PlannedJob:
     return PlannedJob(
         backbone=job.backbone.spec.text,
         task=job.task.name,
-        representations=tuple(job.wanted),
+        representations=tuple(job.representations),
         records=len(job.identities),
         present=len(job.identities) - job.records_wanted,
         images=missing,

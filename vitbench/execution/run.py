@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitbench.execution.config import make_config
 from vitbench.execution.local import execute
 from vitbench.execution.reporter import Reporter
-from vitbench.records.store import load_results
+from vitbench.records.store import ResultStore, as_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ def run(
         raise result.first_error
     for failure in result.failures:
         warnings.warn(failure, stacklevel=2)
-    frame = load_results(resolved.out)
-    frame = frame[frame["key"].isin(result.keys)].reset_index(drop=True)
+    results = ResultStore(resolved.out)
+    frame = as_frame(results.read(key) for key in result.keys)
     frame.attrs["failures"] = list(result.failures)
     return frame

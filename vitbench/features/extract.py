@@ -163,7 +163,7 @@ class _BackingOff:
                 parts = [self._encode(part) for part in torch.split(pixels, self.size)]
                 return {atom: torch.cat([part[atom] for part in parts]) for atom in self.atoms}
             except Exception as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve(error)
             # Outside the except clause, where the exception no longer holds the failed pass's tensors.
@@ -190,7 +190,8 @@ class _BackingOff:
         self.options.message(f"out of memory on {device}: going on with {self.size} images at once")
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(should_reduce_batch_size(error))

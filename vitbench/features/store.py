@@ -48,29 +48,34 @@ class FeatureStore:
 
     Attributes:
         folder: Where its shards lie.
-        discarded: Shards that were found damaged and removed when the store was opened or refreshed.
+        damaged: Shards whose checksum, rows or identity are wrong; they do not count, and go when the store is next written.
     """
 
     def __init__(self, out: Path, backbone_name: str, task: str, split: str, identity: Mapping[str, Any]) -> None:
-        """Open (without creating) the store below output folder `out`; every shard's checksum is verified."""
+        """Name the store below output folder `out`. Nothing is read before something is asked for."""
         self.identity = dict(identity)
         folder = out / "features" / slug(backbone_name) / Path(*map(slug, task.split("/"))) / slug(split)
         self.folder = folder / key(identity)
-        self.discarded: list[Path] = []
+        self.damaged: list[Path] = []
         self._shards: dict[str, Shard] = {}
-        self.refresh()
+        self._is_read = False
 
     def refresh(self) -> None:
-        """Take up shards that were added since, also by other processes."""
+        """Take up shards that were added since, also by other processes; damaged ones are left out.
+
+        Raises:
+            StoreError: A shard cannot be read for now (too many open files, a network folder that is gone): nothing is judged.
+        """
+        self._is_read = True
         for sidecar in sorted(self.folder.glob("shard-*.json")):
-            if sidecar.stem not in self._shards:
-                shard = _verified(sidecar)
-                if shard is None:
-                    self.discarded.append(sidecar.with_suffix(".safetensors"))
-                    sidecar.unlink(missing_ok=True)
-                    sidecar.with_suffix(".safetensors").unlink(missing_ok=True)
-                else:
-                    self._shards[sidecar.stem] = shard
+            shard = sidecar.with_suffix(".safetensors")
+            if sidecar.stem in self._shards or shard in self.damaged:
+                continue
+            found = _verified(sidecar, key(self.identity))
+            if found is None:
+                self.damaged.append(shard)
+            else:
+                self._shards[sidecar.stem] = found
 
     def missing(self, atoms: Iterable[str], rows: IntArray) -> dict[frozenset[str], IntArray]:
         """Which atoms still lack which rows.
@@ -85,6 +90,8 @@ class FeatureStore:
         atoms = sorted(atoms)
         if not len(rows):
             return {}
+        if not self._is_read:
+            self.refresh()
         lacking = np.stack([~np.isin(rows, self._rows_with(atom)) for atom in atoms])
         patterns, inverse = np.unique(lacking, axis=1, return_inverse=True)
         groups = {}
@@ -134,13 +141,15 @@ class FeatureStore:
         Raises:
             StoreError: A row is not there, or a shard cannot be read.
         """
+        if not self._is_read:
+            self.refresh()
         return {atom: self._load(atom, rows) for atom in atoms}
 
     @contextmanager
     def lock(self, waiting: Any = None) -> Iterator[None]:
         """Hold the store for writing. `waiting()` is called once if another process holds it.
 
-        What a killed process left behind (temporary files, shards without a sidecar) is removed.
+        What a killed process left behind (temporary files, shards without a sidecar) is removed, and so are damaged shards.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -154,13 +163,15 @@ class FeatureStore:
         except OSError as error:
             raise StoreError(f"cannot lock the feature store {self.folder}: {error.strerror or error}") from error
         try:
-            self._sweep()
             self.refresh()
+            self._sweep()
             yield
         finally:
             lock.release()
 
     def _sweep(self) -> None:
+        for damaged in self.damaged:
+            damaged.with_suffix(".json").unlink(missing_ok=True)
         for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
             leftover.unlink(missing_ok=True)
         for shard in self.folder.glob("shard-*.safetensors"):
@@ -194,17 +205,26 @@ class FeatureStore:
         return result
 
 
-def _verified(sidecar: Path) -> Shard | None:
-    """The shard of a sidecar, or None if either file is damaged or missing."""
+def _verified(sidecar: Path, identity_key: str) -> Shard | None:
+    """The shard of a sidecar; None if it is proved to be damaged, of other rows than it says, or of another identity.
+
+    Raises:
+        StoreError: It could not be read, which proves nothing.
+    """
     path = sidecar.with_suffix(".safetensors")
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         if _sha256(path) != content["sha256"]:
             return None
         rows = np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in content["rows"]])
-        return Shard(path, frozenset(content["atoms"]), rows)
-    except (OSError, ValueError, KeyError, TypeError):
+        with safe_open(path, framework="np") as shard:
+            same_rows = np.array_equal(shard.get_tensor("rows"), rows)
+            same_identity = (shard.metadata() or {}).get("identity") == identity_key
+        return Shard(path, frozenset(content["atoms"]), rows) if same_rows and same_identity else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
         return None
+    except OSError as error:
+        raise StoreError(f"the feature store cannot be read for now: {path}: {error.strerror or error}") from error
 
 
 def _read(path: Path, atom: str) -> Tensor:

@@ -34,6 +34,8 @@ GRID = tuple(2.0**power for power in range(-9, 21))
 CRITERIA: tuple[Criterion, ...] = ("squared_error", "accuracy")
 
 _L2_RANGE = (1e-30, 1e30)
+_LARGEST_FEATURE = 1e150
+_MOST_SEEDS = 10_000
 _MOST_CLASSES = 1_000_000  # labels beyond it are identifiers of some other kind, and would fill the memory with classes
 
 
@@ -154,6 +156,8 @@ class FewShot(Protocol):
             labels = torch.from_numpy(train.labels[rows]).to(support.device)
             model, details, warnings = self._fit(support, labels, num_classes)
             predictions: IntArray = model.predict(queries).cpu().numpy()
+            if bool(torch.isinf(model.standardisation.scale).all()):
+                warnings = [*warnings, "every feature is constant over the support set: the score is a guess"]
             per_class = np.minimum(counts, cell.shot)
             sizes = {"n_per_class_min": int(per_class.min()), "n_per_class_max": int(per_class.max())}
             yield Outcome(
@@ -251,6 +255,8 @@ def fewshot(
         if num_classes > _MOST_CLASSES:
             raise UsageError(f"labels go up to {num_classes - 1}: number the classes 0, 1, 2, …, or give num_classes")
     num_classes = _whole_number("num_classes", num_classes, least=1)
+    if num_classes < 2:
+        raise UsageError("every label is 0: with one class there is nothing to tell apart (or give num_classes)")
     train, test = (
         FeatureSet(labels=y, rows=np.arange(len(y)), representations={"features": x})
         for x, y in ((train_x, train_y), (test_x, test_y))
@@ -314,6 +320,10 @@ def _finite(features: Tensor, split: str) -> Tensor:
         raise DataError(
             f"{bad} of {len(features)} {split} rows have NaN or infinite features; a half-precision overflow looks like this"
         )
+    if features.dtype == torch.float64 and float(features.abs().max()) > _LARGEST_FEATURE:
+        raise DataError(
+            f"the {split} features go up to {float(features.abs().max()):.2g}, whose squares float64 cannot hold"
+        )
     return features.cpu() if features.device.type == "mps" else features
 
 
@@ -366,19 +376,19 @@ def _seed_items(value: Any) -> list[Any]:
     if isinstance(value, str) and value.strip().isdigit():
         value = int(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        value = range(_whole_number("the number of seeds", value, least=1))
+        value = range(_whole_number("the number of seeds", value, least=1, most=_MOST_SEEDS))
     return _items("seeds", value)
 
 
-def _whole_number(option: str, value: Any, least: int) -> int:
+def _whole_number(option: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
         number = int(value) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
         number = least - 1
-    if number < least:
-        raise UsageError(f"protocol 'fewshot': {option} must be whole numbers from {least}, got {value!r}")
+    if not least <= number <= most:
+        raise UsageError(f"protocol 'fewshot': {option} must be whole numbers from {least} to {most}, got {value!r}")
     return number
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from vitbench.errors import StoreError
@@ -63,6 +65,19 @@ def check_writable(folder: Path) -> None:
         raise StoreError(
             f"the output folder {folder} cannot be written to: {write_problem(error)}; choose another with --out"
         ) from error
+
+
+def sweep(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove the temporary files that killed processes left below `folder`; younger ones may be at work still.
+
+    Args:
+        folder: Where to look, subfolders included.
+        older_than: Age in seconds.
+    """
+    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > older_than:
+                leftover.unlink()
 
 
 def write_problem(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,19 +31,26 @@ class ResultStore:
     def __init__(self, out: Path) -> None:
         self.folder = out / "records"
         self._paths = {path.stem: path for path in self.folder.glob("*/**/*.json")}
+        self._whole: dict[str, Record] = {}
 
     def __contains__(self, key: str) -> bool:
-        path = self._paths.get(key)
-        return path is not None and path.exists()
+        """Whether there is such a record, whole: a damaged one counts as absent, so that it is made again."""
+        if key not in self._whole and key in self._paths:
+            try:
+                self._whole[key] = read_record(self._paths[key])
+            except StoreError:
+                return False
+        return key in self._whole
 
     def read(self, key: str) -> Record:
         """The record called `key`.
 
         Raises:
-            KeyError: There is none.
-            StoreError: Its file is damaged.
+            KeyError: There is none, or it is damaged.
         """
-        return read_record(self._paths[key])
+        if key not in self:
+            raise KeyError(key)
+        return self._whole[key]
 
     def write(self, record: Record, predictions: dict[str, npt.NDArray[np.int64]]) -> Path:
         """Write a record and its predictions; the record last, whole or not at all.
@@ -59,6 +67,7 @@ class ResultStore:
         write_file(path.with_suffix(".parquet"), lambda temporary: pq.write_table(pa.table(predictions), temporary))
         write_text(path, record.model_dump_json(indent=2) + "\n")
         self._paths[record.key] = path
+        self._whole[record.key] = record
         return path
 
 
@@ -77,24 +86,27 @@ def read_record(path: Path) -> Record:
         ) from error
 
 
-def iterate_records(path: Path) -> Iterator[Record]:
-    """Every record below a run's output folder, its `records` folder, or any folder inside that; in order of path.
+def find_records(path: Path) -> list[Path]:
+    """The records' files of a run's output folder, of its `records` folder, or of any folder inside that; in order.
 
     Raises:
-        UsageError: There is no such folder.
-        StoreError: A record is damaged.
+        UsageError: There is no such folder, or it holds no run.
     """
-    root = path / "records" if (path / "records").is_dir() else path
-    if not root.is_dir():
-        raise UsageError(
-            f"there are no results at {path}: make some with `vitbench run`, or name another folder with --out"
-        )
-    for file in sorted(root.rglob("*.json")):
-        yield read_record(file)
+    if (path / "records").is_dir():
+        return sorted((path / "records").rglob("*.json"))
+    if path.is_dir() and "records" in path.resolve().parts:
+        return sorted(path.rglob("*.json"))
+    inside = sorted(folder.parent for folder in path.glob("*/records") if folder.is_dir())
+    hint = (
+        f"did you mean {inside[0]}?" if inside else "make some with `vitbench run`, or name another folder with --out"
+    )
+    raise UsageError(f"there are no results at {path}: {hint}")
 
 
 def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
     """Read every record below `path` into a table, one row per record.
+
+    A damaged record is left out with a warning that names it; `frame.attrs["damaged"]` holds these lines.
 
     Args:
         path: A run's output folder, or a folder of records.
@@ -105,11 +117,30 @@ def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
 
     Raises:
         UsageError: There is no such folder.
-        StoreError: A record is damaged.
     """
+    frame, damaged = read_results(Path(path))
+    for line in damaged:
+        warnings.warn(line, stacklevel=2)
+    frame.attrs["damaged"] = damaged
+    return frame
+
+
+def read_results(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """As `load_results`; the damaged records' lines are given back in place of warnings."""
+    records, damaged = [], []
+    for file in find_records(path):
+        try:
+            records.append(read_record(file))
+        except StoreError as error:
+            damaged.append(str(error))
+    return as_frame(records), damaged
+
+
+def as_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Records as a table, one row each, in order of backbone, representation, task, protocol, shot and seed."""
     import pandas as pd
 
-    rows = [_row(record) for record in iterate_records(Path(path))]
+    rows = [_row(record) for record in records]
     frame = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
     return frame.sort_values(_ORDER, kind="stable", ignore_index=True) if rows else frame
 
@@ -122,9 +153,8 @@ def _row(record: Record) -> dict[str, object]:
     nested = {"scores", "details", "identity", "provenance", "parameters", "warnings", "schema_version"}
     row: dict[str, object] = record.model_dump(exclude=nested)
     row |= {"l2": None, **record.scores, **record.details}
-    row |= {
-        name: record.identity[name] for name in ("architecture", "weights", "train_fingerprint", "test_fingerprint")
-    }
+    shown = ("architecture", "weights", "train_fingerprint", "test_fingerprint", "identity_version")
+    row |= {name: record.identity[name] for name in shown}
     row["parameters"] = ", ".join(f"{name}={value}" for name, value in record.parameters.items())
     row["warnings"] = "; ".join(record.warnings)
     row["created"] = record.provenance.created

@@ -6,8 +6,12 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vitbench.backbones.load import load_backbone
+from vitbench.backbones.base import Backbone
+from vitbench.errors import UsageError
+from vitbench.features.extract import is_out_of_memory
+from vitbench.features.load import load_backbone
 from vitbench.reporting.listing import describe_backbone
 
 REPEATS = 3
@@ -30,11 +34,21 @@ def examine(spec: str, device: str = "auto", batch_size: int = 8) -> dict[str, A
     """
     backbone = load_backbone(spec, device=device, allow_untrained=True)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(batch_size, 3, *backbone.input_size, generator=generator)
+    try:
+        pixels = torch.randn(batch_size, 3, *backbone.input_size, generator=generator)
+        return _measure(backbone, pixels)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"a batch of {batch_size} images does not fit in memory: use a smaller --batch-size"
+        ) from error
+
+
+def _measure(backbone: Backbone, pixels: Tensor) -> dict[str, Any]:
     names = [name for name, item in backbone.representations.items() if item.provenance != "absent"]
-    encoded = backbone.encode(pixels, names)
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS + 1):
         started = time.perf_counter()
         encoded = backbone.encode(pixels, names)
         if backbone.device.type == "cuda":
@@ -45,6 +59,6 @@ def examine(spec: str, device: str = "auto", batch_size: int = 8) -> dict[str, A
         for name, value in encoded.items()
     }
     return describe_backbone(backbone) | {
-        "batch": f"{batch_size} images in {min(seconds) * 1000:,.0f} ms ({batch_size / min(seconds):,.1f} images/s)",
+        "batch": f"{len(pixels)} images in {min(seconds[1:]) * 1000:,.0f} ms ({len(pixels) / min(seconds[1:]):,.1f} images/s)",
         "output": checked,
     }

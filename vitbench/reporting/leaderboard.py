@@ -7,8 +7,10 @@ test splits or over equally limited ones, at one shot; where there is a single t
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import pandas as pd
 
@@ -17,6 +19,9 @@ from vitbench.errors import UsageError, unknown
 
 ROW_FIELDS = ["architecture", "weights", "preprocessing", "dtype", "representation"]
 """What makes two records the same row; how a backbone's spec was spelled does not."""
+
+DATA_FIELDS = ["train_fingerprint", "test_fingerprint", "num_classes", "identity_version"]
+"""What makes two records of one task's name the same column."""
 
 FLOOR_ARCHITECTURE = "pixels"
 MEAN = "mean"
@@ -93,18 +98,15 @@ def leaderboards(
 def _leaderboard(records: pd.DataFrame, subject: str, notes: Sequence[str], *, mean: bool) -> Leaderboard:
     index = ["backbone", "shown", "variant"]
     columns = list(dict.fromkeys(records.sort_values(["shot", "column"])["column"]))
-    by_seed = (
-        records.pivot_table(index=[*index, "seed"], columns="column", values="accuracy", aggfunc="mean")[columns] * 100
-    )
+    # `pivot` refuses two records in one place, where a mean would hide them.
+    by_seed = records.pivot(index=[*index, "seed"], columns="column", values="accuracy")[columns] * 100
     grouped = by_seed.groupby(level=index, sort=False)
     cells, spread = grouped.mean(), grouped.std(ddof=1)
     cells.index.names = spread.index.names = ["backbone", "representation", "variant"]
-    complete = cells.notna().all(axis=1)
     if mean and len(columns) > 1:
-        # The mean over tasks is taken within each seed first, so that its spread is over seeds as well.
-        means = by_seed.mean(axis=1, skipna=False).groupby(level=index, sort=False).std(ddof=1)
-        cells[MEAN] = cells.mean(axis=1).where(complete)
-        spread[MEAN] = means.set_axis(cells.index).where(complete)
+        # Within each seed first: a mean is over the seeds that every task of the row has, and its spread is over these seeds.
+        means = by_seed.mean(axis=1, skipna=False).groupby(level=index, sort=False)
+        cells[MEAN], spread[MEAN] = means.mean().set_axis(cells.index), means.std(ddof=1).set_axis(cells.index)
     order = cells[cells.columns[-1]].sort_values(ascending=False, na_position="last", kind="stable").index
     first = records.iloc[0]
     limit = "" if pd.isna(first["limit"]) else f" · LIMITED to {int(first['limit'])} test images"
@@ -112,7 +114,7 @@ def _leaderboard(records: pd.DataFrame, subject: str, notes: Sequence[str], *, m
         title=f"{first['protocol']} · {first['protocol_label']} · {subject}{limit}",
         cells=pd.concat([cells.loc[order], _chance_row(records, cells)]),
         spread=spread.loc[order],
-        notes=[*notes, *_notes(records, complete)],
+        notes=[*notes, *_notes(records, cells)],
         records=records,
     )
 
@@ -130,10 +132,10 @@ def _labelled(records: pd.DataFrame) -> pd.DataFrame:
     untrained = records["representation_provenance"].map(lambda value: " (untrained)" if value == "untrained" else "")
     records["shown"] = records["representation"] + alias + untrained
     records["column"] = records["task"]
-    for task, same in records.groupby("task"):
-        if same["test_fingerprint"].nunique() > 1 or same["train_fingerprint"].nunique() > 1:
-            marks = same["train_fingerprint"].str[:4] + same["test_fingerprint"].str[:4]
-            records.loc[same.index, "column"] = str(task) + "#" + marks
+    data = records[DATA_FIELDS].astype(str).agg(" ".join, axis=1)
+    marks = data.map(lambda text: hashlib.sha256(text.encode()).hexdigest()[:6])
+    several = marks.groupby(records["task"]).transform("nunique") > 1
+    records["column"] = records["task"].where(~several, records["task"] + "#" + marks)
     return records
 
 
@@ -154,12 +156,16 @@ def _chance_row(records: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([values.to_numpy()], index=index, columns=cells.columns)
 
 
-def _notes(records: pd.DataFrame, complete: pd.Series) -> list[str]:
-    seeds = records.groupby([*ROW_FIELDS, "column"])["seed"].nunique()
-    count = f"{seeds.min()} seeds" if seeds.nunique() == 1 else f"{seeds.min()} to {seeds.max()} seeds: rows differ"
-    notes = [f"accuracy in %, mean over seeds ± standard deviation over seeds ({count.replace('1 seeds', '1 seed')})"]
-    if not complete.all():
-        notes.append("rows without a mean lack a task")
+def _notes(records: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+    seeds = {tuple(sorted(group)) for _, group in records.groupby([*ROW_FIELDS, "column"])["seed"]}
+    if len(seeds) == 1:
+        (only,) = seeds
+        used = f"{len(only)} seed{'s' if len(only) > 1 else ''}"
+    else:
+        used = "NOT the same seeds everywhere: such cells are not paired, and a mean is over the seeds that a row's tasks share"
+    notes = [f"accuracy in %, mean over seeds ± standard deviation over seeds ({used})"]
+    if MEAN in shown and shown[MEAN].isna().any():
+        notes.append("rows without a mean lack a task, or have no seed that all their tasks share")
     missing = sorted(set(records["task"]) - set(records[records["architecture"] == FLOOR_ARCHITECTURE]["task"]))
     if missing:
         notes.append(f"no pixels floor for {', '.join(missing)}: vitbench run --backbone pixels --tasks … makes it")
@@ -195,7 +201,10 @@ def match_tasks(patterns: Sequence[str], frame: pd.DataFrame) -> list[str]:
     """
     there = sorted(frame["task"].unique()) if len(frame) else []
     found: list[str] = []
-    for pattern in patterns:
+    for asked in patterns:
+        # A folder of images is recorded by its name, and may be asked for as it was run: imagefolder:PATH.
+        kind, _, path = asked.partition(":")
+        pattern = f"imagefolder/{PurePath(path).name}" if kind == "imagefolder" and path else asked
         matches = [
             name
             for name in there

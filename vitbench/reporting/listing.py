@@ -15,7 +15,10 @@ BACKBONE_FORMS = {
         "any timm model; also hf-hub: and local-dir: names, checkpoint=FILE",
     ),
     "hf": ("hf:google/vit-base-patch16-224-in21k@main", "a Hugging Face vision model: hub id or local folder"),
-    "jax": ("jax:B_16.npz", "a JAX ViT checkpoint in either numbering, hybrids included"),
+    "jax": (
+        "jax:B_16.npz",
+        "a JAX ViT checkpoint in either numbering, hybrids included; or FILE.jaxexport, any program of jax.export",
+    ),
     "pixels": ("pixels", "raw resized pixels: the floor of every leaderboard"),
 }
 
@@ -123,7 +126,7 @@ def backbone_fields(spec: str, device: str = "auto") -> dict[str, Any]:
     Raises:
         VitbenchError: It cannot be loaded.
     """
-    from vitbench.backbones.load import load_backbone
+    from vitbench.features.load import load_backbone
 
     return describe_backbone(load_backbone(spec, device=device, allow_untrained=True))
 

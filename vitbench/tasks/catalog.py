@@ -64,6 +64,8 @@ def expand_tasks(patterns: list[str]) -> list[str]:
 
 
 def _expand(pattern: str) -> list[str]:
+    if pattern == FOLDER_PREFIX:
+        raise UsageError(f"task '{pattern}' names no folder: write imagefolder:PATH")
     if pattern.startswith(FOLDER_PREFIX) or pattern.endswith((".yaml", ".yml")):
         return [pattern]
     names = list(task_files())
@@ -80,6 +82,8 @@ def _expand(pattern: str) -> list[str]:
             return found
         if found:
             raise UsageError(f"task '{pattern}' could be {' or '.join(found)}: write the full name")
+    if Path(pattern).is_dir():
+        raise UsageError(f"task '{pattern}' is a folder: to use its images write {FOLDER_PREFIX}{pattern}")
     short = [name.split("/")[-1] for name in names]
     choices = [*names, *(name for name in short if short.count(name) == 1), *suites()]
     raise unknown("task", pattern, choices, hint="vitbench ls tasks, a task file's path, or imagefolder:PATH")

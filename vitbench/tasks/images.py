@@ -20,6 +20,7 @@ Everything here is thread-safe and leaves Pillow's global settings alone.
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vitbench.errors import DataError
+
+# Pillow prints a warning for an image between once and twice its limit of pixels; here that is an error, with a line of its own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode_rgb(data: bytes | Path, where: str) -> Image.Image:
@@ -54,6 +58,8 @@ def decode_rgb(data: bytes | Path, where: str) -> Image.Image:
         raise DataError(f"{where}: the image file is empty")
     try:
         image = Image.open(BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: {_TOO_LARGE}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image, or of a format that Pillow cannot read here") from error
     except Exception as error:  # a damaged header can raise anything in Pillow's parsers, down to ZeroDivisionError
@@ -101,6 +107,9 @@ def array_to_rgb(array: npt.NDArray[Any], where: str) -> Image.Image:
     return Image.fromarray(plain).convert("RGB")
 
 
+_TOO_LARGE = "the image is too large, and may be a decompression bomb: shrink it, or move it out of the data"
+
+
 def _check_openable(image: Image.Image) -> None:
     if not image.width or not image.height:
         raise DataError(f"the image is empty: {image.width}x{image.height} pixels")
@@ -108,10 +117,7 @@ def _check_openable(image: Image.Image) -> None:
     # change global state under other threads, so the limit is checked again.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise DataError(
-            f"the image has {image.width}x{image.height} pixels, more than Pillow's limit of {limit} "
-            "(PIL.Image.MAX_IMAGE_PIXELS): it may be a decompression bomb"
-        )
+        raise DataError(f"{_TOO_LARGE} ({image.width}x{image.height} pixels, Pillow's limit is {limit})")
     if image.format == "EPS":
         raise DataError("an EPS file is a program that Ghostscript would have to run: convert it to PNG first")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from vitbench.errors import DataError, nearest
+from vitbench.validation import first_duplicate, line_of, problem_text, yaml_problem
 
 
 class _Model(BaseModel):
@@ -91,10 +93,8 @@ class TaskSpec(_Model):
             raise ValueError(f"splits lack {' and '.join(sorted(missing))}")
         if self.class_names and self.num_classes not in (None, len(self.class_names)):
             raise ValueError(f"num_classes is {self.num_classes} but class_names has {len(self.class_names)} names")
-        if self.source.kind in ("hub", "parquet", "arrow"):
-            for name, split in self.splits.items():
-                if not split.files:
-                    raise ValueError(f"splits.{name} names no files")
+        self._check_keys()
+        self._check_overlap()
         if isinstance(self.source, FileSource | FolderSource) and ".." in Path(self.source.path).parts:
             raise ValueError(f"source.path: '{self.source.path}' climbs out of its folder; write an absolute path")
         for name, split in self.splits.items():
@@ -102,6 +102,41 @@ class TaskSpec(_Model):
                 if Path(file).is_absolute() or ".." in Path(file).parts:
                     raise ValueError(f"splits.{name}: '{file}' climbs out of its folder")
         return self
+
+    def _check_keys(self) -> None:
+        """Refuse a key that the source would not read: one that is silently ignored has cost this field many numbers."""
+        own = {"imagefolder": {"folder", "fraction"}, "sklearn": {"rows"}}.get(self.source.kind, {"files"})
+        for name, split in self.splits.items():
+            given = {
+                key for key in ("files", "folder", "rows", "fraction") if getattr(split, key) not in (None, "", ())
+            }
+            if wrong := sorted(given - own):
+                raise ValueError(
+                    f"splits.{name}: '{wrong[0]}' means nothing for a source of kind {self.source.kind}, which takes "
+                    f"{' and '.join(sorted(own))}"
+                )
+            if "files" in own and not split.files:
+                raise ValueError(f"splits.{name} names no files")
+
+    def _check_overlap(self) -> None:
+        """Refuse splits that share images, as far as the task file tells."""
+        for (one, first), (other, second) in itertools.combinations(self.splits.items(), 2):
+            shared = sorted(set(first.files) & set(second.files))
+            if shared:
+                raise ValueError(f"splits.{one} and splits.{other} share the file '{shared[0]}'")
+            if self.source.kind == "sklearn":
+                (start, stop), (begin, end) = first.rows or (0, 1 << 60), second.rows or (0, 1 << 60)
+                if max(start, begin) < min(stop, end):
+                    raise ValueError(f"splits.{one} and splits.{other} share rows")
+            whole = first.fraction is None or second.fraction is None
+            if self.source.kind == "imagefolder" and first.folder == second.folder and whole:
+                raise ValueError(
+                    f"splits.{one} and splits.{other} are the same folder: give each its folder, or each a fraction"
+                )
+        for folder in {split.folder for split in self.splits.values()}:
+            total = sum(split.fraction or 0 for split in self.splits.values() if split.folder == folder)
+            if total > 1 + 1e-9:
+                raise ValueError(f"the fractions of the splits of one folder sum to {total:g}, which is above 1")
 
 
 def read_task_file(path: Path) -> TaskSpec:
@@ -114,12 +149,14 @@ def read_task_file(path: Path) -> TaskSpec:
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicate_keys(root, path)
+        if twice := first_duplicate(root):
+            raise DataError(f"{path}:{twice[1]}: the field '{twice[0]}' is given twice")
         data = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the task file {path}: {error}") from error
     except yaml.YAMLError as error:
-        raise DataError(f"{_yaml_place(error, path)}: not valid YAML: {_yaml_problem(error)}") from error
+        problem, line = yaml_problem(error)
+        raise DataError(f"{path}{f':{line}' if line else ''}: not valid YAML: {problem}") from error
     if not isinstance(data, dict):
         raise DataError(f"{path}: a task file is a mapping of fields to values, starting with `title:`")
     try:
@@ -131,55 +168,17 @@ def read_task_file(path: Path) -> TaskSpec:
 def _first_problem(error: pydantic.ValidationError, root: yaml.Node | None, path: Path) -> str:
     problem = error.errors()[0]
     location = [part for part in problem["loc"] if part not in ("hub", "parquet", "arrow", "imagefolder", "sklearn")]
-    line = _line_of(root, location)
-    field = ".".join(map(str, location))
+    line = line_of(root, location)
+    names = [str(part) for part in location if part != "[key]"]
+    field = ".".join(names)
     if problem["type"] == "extra_forbidden":
-        close = nearest(str(location[-1]), _field_names(), count=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"{path}:{line}: unknown field '{field}'{hint}"
+        close = nearest(names[-1], _field_names(), count=1)
+        return f"{path}:{line}: unknown field '{field}'{f'; did you mean {close[0]!r}?' if close else ''}"
     if problem["type"] == "missing":
         return f"{path}:{line}: the field '{field}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}:{line}: {f'{field}: ' if field else ''}{message[0].lower()}{message[1:]}"
+    return f"{path}:{line}: {f'{field}: ' if field else ''}{problem_text(problem)}"
 
 
 def _field_names() -> list[str]:
     models: tuple[type[BaseModel], ...] = (TaskSpec, SplitSpec, HubSource, FileSource, FolderSource, SklearnSource)
     return sorted({name for model in models for name in model.model_fields})
-
-
-def _line_of(node: yaml.Node | None, location: list[Any]) -> int:
-    """The 1-based line of the deepest part of `location` that the document has."""
-    line = node.start_mark.line + 1 if node else 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line + 1, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
-
-
-def _refuse_duplicate_keys(node: yaml.Node | None, path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise DataError(f"{path}:{key.start_mark.line + 1}: the field '{key.value}' is given twice")
-            seen.add(key.value)
-            _refuse_duplicate_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicate_keys(value, path)
-
-
-def _yaml_place(error: yaml.YAMLError, path: Path) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"{path}:{mark.line + 1}" if mark else str(path)
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -90,6 +90,8 @@ class Task:
         if name not in self._splits:
             part = self.spec.splits[name]
             rows: Rows = SOURCES.load(self.spec.source.kind)(self.spec, name, self._base)
+            if not len(rows.labels):
+                raise DataError(f"task '{self.name}': split '{name}' has no images")
             if part.size is not None and len(rows.labels) != part.size:
                 raise DataError(
                     f"task '{self.name}': split '{name}' has {len(rows.labels):,} images where the task file expects "
@@ -129,17 +131,24 @@ class Task:
                     f"task '{self.name}': label {value} at {split.rows.where(row)} of split '{name}' is outside 0 to "
                     f"{self.num_classes - 1}"
                 )
-        known = self.split("train").rows.class_names
-        if self.spec.num_classes and known and len(known) != self.spec.num_classes:
-            raise DataError(
-                f"task '{self.name}': the data has {len(known)} classes where the task file expects {self.spec.num_classes}"
-            )
         observed = np.unique(self.split("train").labels)
         if self.num_classes < 2 or len(observed) < 2:
             raise DataError(
                 f"task '{self.name}' has only one class in its train split ('{self._class_name(int(observed[0]))}'): "
                 f"there is nothing to tell apart"
             )
+        known = self.split("train").rows.class_names
+        for count in (len(known) or len(observed), len(observed)):
+            if self.spec.num_classes and count != self.spec.num_classes:
+                raise DataError(
+                    f"task '{self.name}': the train split has {count} classes where the task file expects "
+                    f"{self.spec.num_classes}: is '{getattr(self.spec.source, 'label', 'the label')}' the right label column?"
+                )
+        for name, split in self._splits.items():
+            if split.rows.class_names and split.rows.class_names != known:
+                raise DataError(
+                    f"task '{self.name}': the classes of split '{name}' have other names or another order than train's"
+                )
 
     def _class_name(self, label: int) -> str:
         return self.class_names[label] if label < len(self.class_names) else str(label)

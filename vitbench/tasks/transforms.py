@@ -183,6 +183,19 @@ def _trace(ops: Sequence[GeometryOp], text: str) -> Size:
     return size
 
 
+def check(text: str) -> None:
+    """Make sure that `resolve` can read `text`, as far as that can be told without a backbone.
+
+    Raises:
+        UsageError: It is neither `auto`, nor a preset's name, nor a preprocessing string.
+    """
+    size, half = (224, 224), (0.5, 0.5, 0.5)
+    if "|" in text or "(" in text:
+        parse(text)
+    else:
+        resolve(text, "resize(224x224,bilinear)|normalize(0.5,0.5)", size, half, half)
+
+
 def resolve(text: str, own: str, size: Size, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
     """The preprocessing that `text` means for a backbone.
 

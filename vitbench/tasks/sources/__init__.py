@@ -6,7 +6,7 @@ from vitbench.registry import Registry
 
 SOURCES = Registry(
     "source",
-    "vitbench.sources",
+    "",
     {
         "arrow": "vitbench.tasks.sources.files:read_arrow",
         "hub": "vitbench.tasks.sources.hub:read_hub",

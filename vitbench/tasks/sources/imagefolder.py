@@ -88,17 +88,20 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
 def _drawn_rows(labels: IntArray, spec: TaskSpec, split: str) -> IntArray:
     """The rows of a split that is drawn: each class is shuffled once, then cut at the splits' fractions in their order."""
     generator = np.random.default_rng(spec.split_seed)
-    before = 0.0
-    for name, part in spec.splits.items():
-        if name == split:
-            break
-        before += part.fraction or 0.0
-    share = spec.splits[split].fraction or 0.0  # type: ignore[index]
+    part = spec.splits[split]  # type: ignore[index]
+    sharing = {name: other.fraction or 0.0 for name, other in spec.splits.items() if other.folder == part.folder}
+    names = [str(name) for name in sharing]
+    edges = np.cumsum([0.0, *sharing.values()])
     chosen = []
     for label in np.unique(labels):
         shuffled = generator.permutation(np.flatnonzero(labels == label))
-        first, last = round(before * len(shuffled)), round((before + share) * len(shuffled))
-        chosen.append(shuffled[first:last])
+        cuts = [round(edge * len(shuffled)) for edge in edges]
+        if len(shuffled) >= len(names):
+            # A class that has an image for every split gives one to every split, however small the fraction.
+            for place in range(1, len(names)):
+                cuts[place] = min(max(cuts[place], cuts[place - 1] + 1), len(shuffled) - (len(names) - place))
+        place = names.index(split)
+        chosen.append(shuffled[cuts[place] : max(cuts[place + 1], cuts[place] + (len(shuffled) >= len(names)))])
     return np.sort(np.concatenate(chosen))
 
 
