@@ -36,6 +36,12 @@ def _few_threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache; processes that tests start inherit this."""
+    os.environ["VITBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real images and real weights; tests that ask for it are skipped where there is none."""

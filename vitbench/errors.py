@@ -6,6 +6,7 @@ The command line prints a `VitbenchError` without a traceback. Anything else tha
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -37,6 +38,19 @@ def first_line(error: BaseException | str) -> str:
     """The first line of a message, at most 200 characters; an exception's type where it has no message."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, in one short line: its kind and the first sentence."""
+    sentence = re.split(r"\n|\. |: This is ", str(error).strip(), maxsplit=1)[0].rstrip(".")
+    return f"{type(error).__name__}: {sentence[:160]}" if sentence else type(error).__name__
+
+
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """Names with commas; when there are more than `most`, the first of them and how many more."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:

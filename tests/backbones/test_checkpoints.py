@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from vitbench.backbones.checkpoints import fetch_from_hub, find_file, one_line, read_checkpoint, read_json
-from vitbench.errors import WeightsError
+from vitbench.backbones.checkpoints import fetch_from_hub, find_file, read_checkpoint, read_json
+from vitbench.errors import WeightsError, one_line
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
 

@@ -287,6 +287,13 @@ def test_the_same_program_makes_the_same_bytes_and_no_path_of_its_author(tmp_pat
     assert jax.config.jax_traceback_in_locations_limit != 0
 
 
+def test_float32_is_float32_on_every_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    assert "HIGHEST" in jax.export.deserialize(read_program(path)[1]).mlir_module()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    assert load(path).to("cuda").dtype == "float32"
+
+
 def test_aliases_absences_and_names_of_ones_own(tmp_path: Path) -> None:
     def two(pixels: jax.Array) -> dict[str, jax.Array]:
         return {"cls": colour(pixels), "pooler": colour(pixels), "map": pixels[:, 0, 0], "extra": pixels}

@@ -6,23 +6,21 @@ import argparse
 import json
 import pickle
 import re
-import socket
-import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitbench.errors import WeightsError, nearest
+from vitbench.errors import WeightsError, nearest, one_line
+from vitbench.hub import check_reachable
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -30,8 +28,6 @@ WRAPPER_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "encoder")
 """Where training scripts keep the weights inside their checkpoints; the first that is there is taken."""
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
-
-_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ def fetch_from_hub(repository: str, filenames: Sequence[str], revision: str = ""
                 return Path(hf_hub_download(repository, filename, revision=revision or None, local_files_only=True))
             except LocalEntryNotFoundError:
                 continue
-        _check_reachable(constants.ENDPOINT)
+        check_reachable()
         for filename in filenames:
             try:
                 return Path(hf_hub_download(repository, filename, revision=revision or None))
@@ -199,20 +195,6 @@ def fetch_from_hub(repository: str, filenames: Sequence[str], revision: str = ""
     raise WeightsError(f"{wanted} on the Hub has none of the files {', '.join(filenames)}")
 
 
-def _check_reachable(endpoint: str) -> None:
-    """Connect to the Hub once, if nothing stands between.
-
-    Raises:
-        OSError: It cannot be reached, or the user wants to stay offline.
-    """
-    if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in urllib.request.getproxies():
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, such as a model's `config.json`.
 
@@ -228,9 +210,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"'{path}' is not a JSON object")
     return content
-
-
-def one_line(error: BaseException) -> str:
-    """What another library's error says, in one short line: its kind and the first sentence."""
-    sentence = re.split(r"[\n]|\. |: This is ", str(error).strip(), maxsplit=1)[0].rstrip(".")
-    return f"{type(error).__name__}: {sentence[:160]}" if sentence else type(error).__name__

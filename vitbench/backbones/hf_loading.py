@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from vitbench.backbones.hf_families import Family, family_of, square_config
 from vitbench.backbones.spec import BackboneSpec
-from vitbench.errors import UsageError, VitbenchError, WeightsError, nearest
+from vitbench.errors import UsageError, VitbenchError, WeightsError, first_line, listed, nearest
 
 _CONFIG = "config.json"
 _HUB_TIMEOUT = 10  # seconds for the one request that finds out whether the hub can be reached
@@ -100,12 +100,6 @@ def quiet() -> Iterator[None]:
             if bar:
                 logs.enable_progress_bar()
             (enable_progress_bars if hub_bar else disable_progress_bars)()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, with its type where the message is empty."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
 
 
 def find_source(spec: BackboneSpec, where: str) -> Source:
@@ -259,9 +253,3 @@ def _unreadable(error: BaseException, source: Source) -> str:
     if isinstance(error, OSError) and source.arguments.get("local_files_only"):
         return f"the weights of '{source.name}' are not in the cache: run 'hf download {source.name}' where there is network"
     return f"the weights of '{source.name}' cannot be loaded: {first_line(error)}"
-
-
-def listed(keys: Iterable[str]) -> str:
-    """The first few keys, and how many more there are."""
-    keys = list(keys)
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

@@ -14,10 +14,10 @@ from transformers import AutoImageProcessor
 from vitbench.backbones import hf_families
 from vitbench.backbones.base import Backbone, count_parameters, weights_digest
 from vitbench.backbones.hf_families import Family
-from vitbench.backbones.hf_loading import Source, find_source, first_line, listed, load_config, load_weights, quiet
+from vitbench.backbones.hf_loading import Source, find_source, load_config, load_weights, quiet
 from vitbench.backbones.hf_preprocessing import ImagePreprocessing, image_preprocessing
 from vitbench.backbones.spec import Atom, BackboneSpec
-from vitbench.errors import UsageError
+from vitbench.errors import UsageError, first_line, listed
 
 _POOLER_SEED = 0
 _UNKNOWN_SIZE = (224, 224)

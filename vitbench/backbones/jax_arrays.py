@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from vitbench.errors import WeightsError
+from vitbench.errors import WeightsError, listed, one_line
 
 FloatArray = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -74,7 +74,7 @@ class NpzArrays:
                     f"'{self.path}': array '{key}' holds pickled objects, which are never read"
                 ) from error
             raise WeightsError(
-                f"'{self.path}' is damaged at array '{key}' ({_one_line(error)}): fetch the file again"
+                f"'{self.path}' is damaged at array '{key}' ({one_line(error)}): fetch the file again"
             ) from error
 
 
@@ -111,19 +111,14 @@ def open_npz(path: Path) -> Iterator[NpzArrays]:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise WeightsError(
-            f"'{path}' is no complete .npz archive ({_one_line(error)}): it is truncated or damaged, fetch it again"
+            f"'{path}' is no complete .npz archive ({one_line(error)}): it is truncated or damaged, fetch it again"
         ) from error
     with archive:
         yield NpzArrays(archive, path)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
-
-
 def missing_arrays(path: Path, keys: Sequence[str]) -> WeightsError:
     """The error for arrays that the model needs and the file lacks."""
-    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return WeightsError(
-        f"'{path}' lacks array '{keys[0]}'{more}: the checkpoint is incomplete, or of an unknown layout"
+        f"'{path}' lacks array {listed([repr(key) for key in keys], 1)}: the checkpoint is incomplete, or of an unknown layout"
     )

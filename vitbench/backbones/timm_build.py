@@ -19,9 +19,9 @@ import torch
 from timm.models import _builder, get_arch_pretrained_cfgs, get_deprecated_models, get_pretrained_cfg, model_entrypoint
 from torch import nn
 
-from vitbench.backbones.checkpoints import fetch_from_hub, find_file, one_line, read_json
+from vitbench.backbones.checkpoints import fetch_from_hub, find_file, read_json
 from vitbench.backbones.spec import BackboneSpec
-from vitbench.errors import UsageError, WeightsError, nearest, unknown
+from vitbench.errors import UsageError, WeightsError, nearest, one_line, unknown
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 FOLDER_PREFIX = "local-dir:"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitbench.backbones.checkpoints import one_line, read_checkpoint
+from vitbench.backbones.checkpoints import read_checkpoint
 from vitbench.backbones.timm_build import Built
 from vitbench.backbones.timm_heads import (
     DensePooler,
@@ -23,7 +23,7 @@ from vitbench.backbones.timm_heads import (
     random_features,
     remove_classifier,
 )
-from vitbench.errors import WeightsError
+from vitbench.errors import WeightsError, listed, one_line
 
 NPZ_SUFFIX = ".npz"
 POOLER_KEY = "pooler.dense.weight"
@@ -73,7 +73,7 @@ def load_weights(built: Built, layout: Layout, path: Path) -> Loaded:
     broken = [name for name, tensor in built.model.state_dict().items() if _has_nan(tensor)]
     if broken:
         raise WeightsError(
-            f"checkpoint '{path}' holds NaN in {_list(broken)}: the file is damaged, or training diverged"
+            f"checkpoint '{path}' holds NaN in {listed(broken)}: the file is damaged, or training diverged"
         )
     return loaded
 
@@ -111,12 +111,12 @@ def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str]
     model.load_state_dict(state, strict=False)
     notes = [*checkpoint.notes, *resized]
     if ignored:
-        notes.append(f"the classifier is left in the file: {_list(ignored)}")
+        notes.append(f"the classifier is left in the file: {listed(ignored)}")
     if unexpected:
-        notes.append(f"timm does not use {len(unexpected)} tensors of the file: {_list(unexpected)}")
+        notes.append(f"timm does not use {len(unexpected)} tensors of the file: {listed(unexpected)}")
     if untrained:
         notes.append(
-            f"the file lacks tensors of the model's own pooling, which are newly initialised: {_list(untrained)}"
+            f"the file lacks tensors of the model's own pooling, which are newly initialised: {listed(untrained)}"
         )
     return Loaded(tuple(untrained), tuple(notes), pooler)
 
@@ -151,9 +151,9 @@ def _filtered(built: Built, tensors: Mapping[str, Tensor], where: str) -> dict[s
 def _misfit(where: str, missing: list[str], unexpected: list[str]) -> str:
     parts = []
     if missing:
-        parts.append(f"it lacks {len(missing)} tensors ({_list(missing)})")
+        parts.append(f"it lacks {len(missing)} tensors ({listed(missing)})")
     if unexpected:
-        parts.append(f"it has {len(unexpected)} that the model has not ({_list(unexpected)})")
+        parts.append(f"it has {len(unexpected)} that the model has not ({listed(unexpected)})")
     hint = "check the model's name and its model.* options"
     if "fc_norm.weight" in missing and "norm.weight" in unexpected:
         hint = "the norm comes before the pooling in the file and after it in the model: add model.fc_norm=false"
@@ -181,7 +181,7 @@ def _load_npz(model: Any, path: Path, where: str) -> tuple[str, ...]:
     shapes = {name.removeprefix(root): shape for name, shape in shapes.items() if name.startswith(root)}
     unread = _unread_arrays(model, shapes)
     if unread:
-        raise WeightsError(f"{where}: the model has no place for {len(unread)} of its arrays ({_list(unread)})")
+        raise WeightsError(f"{where}: the model has no place for {len(unread)} of its arrays ({listed(unread)})")
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
@@ -193,7 +193,7 @@ def _load_npz(model: Any, path: Path, where: str) -> tuple[str, ...]:
     unset = [name for name, tensor in model.state_dict().items() if _has_nan(tensor)]
     if unset:
         raise WeightsError(
-            f"{where}: timm's loader does not set {len(unset)} tensors ({_list(unset)}); "
+            f"{where}: timm's loader does not set {len(unset)} tensors ({listed(unset)}); "
             "the pooling or the norms differ: drop model.global_pool and model.fc_norm, or read the file by jax:"
         )
     return _npz_notes(model, shapes)
@@ -255,8 +255,3 @@ def _under(name: str, modules: Iterable[str]) -> bool:
 
 def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
-
-
-def _list(names: Collection[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_NAMED]) + (f", … {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -37,7 +37,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             raise StoreError(f"cannot write {path}: {write_problem(error)}; what was saved before is intact") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import vitbench
 from vitbench.records.schema import Provenance
 
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "datasets", "numpy", "scipy", "pillow", "safetensors")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "datasets", "numpy", "pillow", "safetensors")
 
 
 def provenance(command: str, device: str, weights_notes: Sequence[str]) -> Provenance:

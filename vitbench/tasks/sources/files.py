@@ -10,7 +10,8 @@ import numpy as np
 
 from vitbench.errors import DataError, nearest
 from vitbench.tasks.images import decode_rgb
-from vitbench.tasks.sources.rows import IntArray, Rows, file_digest, text_digest
+from vitbench.tasks.sources.digests import file_digests
+from vitbench.tasks.sources.rows import IntArray, Rows, text_digest
 from vitbench.tasks.spec import TaskSpec
 
 
@@ -21,7 +22,7 @@ def read_parquet(spec: TaskSpec, split: str, base: Path) -> Rows:
         DataError: A file is missing or damaged, or a column is missing or of the wrong type.
     """
     files = _expand(spec, split, base)
-    return rows_of(open_parquet(files), spec, files, fingerprint=[file_digest(path) for path in files])
+    return rows_of(open_parquet(files), spec, files, fingerprint=file_digests(base, files))
 
 
 def read_arrow(spec: TaskSpec, split: str, base: Path) -> Rows:
@@ -38,7 +39,7 @@ def read_arrow(spec: TaskSpec, split: str, base: Path) -> Rows:
         data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise DataError(f"{files[0].parent}: damaged or no arrow file: {str(error).splitlines()[0]}") from error
-    return rows_of(data, spec, files, fingerprint=[file_digest(path) for path in files])
+    return rows_of(data, spec, files, fingerprint=file_digests(base, files))
 
 
 def open_parquet(files: Sequence[Path]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import DataError, StoreError
+from vitbench.hub import check_reachable
 from vitbench.tasks.sources.files import open_parquet, rows_of
 from vitbench.tasks.sources.rows import Rows
 from vitbench.tasks.spec import HubSource, TaskSpec
@@ -67,6 +68,7 @@ def _remote_files(repo: str, revision: str) -> list[str]:
     from huggingface_hub import HfApi
 
     with _explained(repo, revision, "the list of its files"):
+        check_reachable()
         return list(HfApi().list_repo_files(repo, repo_type="dataset", revision=revision))
 
 
@@ -74,6 +76,8 @@ def _fetch(source: HubSource, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _explained(source.repo, source.revision, name):
+        if name not in _cached_files(source):
+            check_reachable()
         path: Any = hf_hub_download(source.repo, name, repo_type="dataset", revision=source.revision)
     return Path(path)
 

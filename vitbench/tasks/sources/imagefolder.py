@@ -9,7 +9,8 @@ import numpy as np
 
 from vitbench.errors import DataError, nearest
 from vitbench.tasks.images import decode_rgb
-from vitbench.tasks.sources.rows import IntArray, Rows, file_digest, text_digest
+from vitbench.tasks.sources.digests import file_digests
+from vitbench.tasks.sources.rows import IntArray, Rows, text_digest
 from vitbench.tasks.spec import TaskSpec
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -75,7 +76,8 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
         return f"row {row} ({files[row].relative_to(root)})"
 
     names = [path.relative_to(root).as_posix() for path in files]
-    contents = [f"{name} {label} {file_digest(path)}" for name, (path, label) in zip(names, found, strict=True)]
+    digests = file_digests(root, files)
+    contents = [f"{name} {label} {digest}" for name, (_, label), digest in zip(names, found, digests, strict=True)]
     return Rows(
         labels=np.array([label for _, label in found], dtype=np.int64),
         class_names=classes,
