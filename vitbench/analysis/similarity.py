@@ -143,7 +143,8 @@ def effective_rank(eigenvalues: FloatArray) -> float:
     total = eigenvalues.sum()
     if total <= 0:
         return float("nan")
-    shares = eigenvalues[eigenvalues > 0] / total
+    shares = eigenvalues / total
+    shares = shares[shares > 0]  # after the division, in which a tiny eigenvalue may become 0: p ln p tends to 0 there
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
