@@ -22,10 +22,12 @@ class Registry:
         noun: What an entry is, for error messages (`"protocol"`).
         group: The entry-point group through which other packages add entries (`"vitbench.protocols"`); empty for none.
         builtin: Name to `"module:object"` for what ships with vitbench; these win over entry points of the same name.
+        listed: Whether `vitbench ls` lists them, for the hint of an error.
     """
 
-    def __init__(self, noun: str, group: str, builtin: Mapping[str, str]) -> None:
+    def __init__(self, noun: str, group: str, builtin: Mapping[str, str], *, listed: bool = True) -> None:
         self.noun = noun
+        self._hint = f"vitbench ls {noun}s" if listed else ""
         self.group = group
         self._builtin = dict(builtin)
 
@@ -44,7 +46,7 @@ class Registry:
             UsageError: There is none; the nearest are offered.
         """
         if name not in self.names():
-            raise unknown(self.noun, name, self.names(), hint=f"vitbench ls {self.noun}s")
+            raise unknown(self.noun, name, self.names(), hint=self._hint)
 
     def load(self, name: str) -> Any:
         """Import and return the object called `name`.
@@ -63,4 +65,4 @@ class Registry:
                 raise UsageError(
                     f"{self.noun} '{name}' is registered by entry point as '{point.value}', which does not import: {error}"
                 ) from error
-        raise unknown(self.noun, name, self.names(), hint=f"vitbench ls {self.noun}s")
+        raise unknown(self.noun, name, self.names(), hint=self._hint)

@@ -53,7 +53,20 @@ def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str]) ->
     assert done.stdout.endswith("HEAVY []\n"), done.stdout[-300:] + done.stderr
 
 
-@pytest.mark.parametrize("verb", [["run"], ["leaderboard"], ["ls"], ["show", "task"], ["show", "backbone"], ["doctor"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["run"],
+        ["leaderboard"],
+        ["ls"],
+        ["show", "task"],
+        ["show", "backbone"],
+        ["doctor"],
+        ["analyze"],
+        ["parity"],
+        ["convert"],
+    ],
+)
 def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
     result = invoke(*verb, "--help")
     assert result.exit_code == 0

@@ -16,5 +16,6 @@ ANALYSES = Registry(
         "posembed": "vitbench.analysis.posembed:analyse",
         "similarity": "vitbench.analysis.similarity:analyse",
     },
+    listed=False,
 )
 """Each is `analyse(backbones, images, output, options) -> list of summary lines` (see `vitbench.analysis.base`)."""

@@ -14,5 +14,6 @@ SOURCES = Registry(
         "parquet": "vitbench.tasks.sources.files:read_parquet",
         "sklearn": "vitbench.tasks.sources.sklearn:read_sklearn",
     },
+    listed=False,
 )
 """Each reads one split: `(TaskSpec, split name, folder of the task file) -> Rows`."""
