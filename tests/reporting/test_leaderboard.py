@@ -108,15 +108,18 @@ def test_rows_that_differ_never_read_alike(tmp_path: Path) -> None:
         tmp_path,
         *seeds(0.5),
         *seeds(0.6, dtype="bfloat16"),
+        *seeds(0.65, preprocessing="resize(8x8,bilinear)|normalize(0.5,0.5)"),
         *seeds(0.7, weights="ef01", backbone="timm:vit_tiny_patch16_224,checkpoint=/a/b/mine.pt"),
         *seeds(0.8, alias_of="cls", representation="pooler"),
         *seeds(0.9, representation_provenance="untrained", representation="cls+gap"),
     )
     (board,) = leaderboards(frame)
     labels = list(board.cells.index)
-    assert len(set(labels)) == len(labels) == 6
+    assert len(set(labels)) == len(labels) == 7
+    assert ("timm:vit_tiny_patch16_224", "cls", "preprocessing B float32") in labels
+    assert "preprocessing B: resize(8x8,bilinear)|normalize(0.5,0.5)" in board.notes
     assert ("timm:vit_tiny_patch16_224,checkpoint=mine.pt", "cls", "") in labels
-    assert ("timm:vit_tiny_patch16_224", "cls", "bfloat16") in labels
+    assert ("timm:vit_tiny_patch16_224", "cls", "preprocessing A bfloat16") in labels
     assert any(label[1] == "pooler (= cls)" for label in labels)
     assert any(label[1] == "cls+gap (untrained)" for label in labels)
     assert any("--allow-untrained" in note for note in board.notes)
@@ -127,6 +130,7 @@ def test_two_data_sets_of_one_name_are_two_columns(tmp_path: Path) -> None:
     (board,) = leaderboards(frame)
     assert len(board.cells.columns) == 3
     assert board.cells.columns[0].startswith("paper/cifar10#")
+    assert len([note for note in board.notes if "test images, 10 classes, first made by" in note]) == 2
 
 
 def test_the_pixels_floor_is_asked_for_where_it_is_missing(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def _row(record: Record) -> dict[str, object]:
     row["parameters"] = ", ".join(f"{name}={value}" for name, value in record.parameters.items())
     row["warnings"] = "; ".join(record.warnings)
     row["created"] = record.provenance.created
+    row["command"] = record.provenance.command
     row["host"] = record.provenance.host
     row["device"] = record.provenance.device
     return row

@@ -93,7 +93,7 @@ def _long(boards: Sequence[Leaderboard]) -> pd.DataFrame:
     frames = []
     for board in boards:
         keys = ["backbone", "representation", "alias_of", "representation_provenance", "variant", "task", "column"]
-        keys += ["protocol", "parameters", "shot", "limit"]
+        keys += ["preprocessing", "dtype", "protocol", "parameters", "shot", "limit"]
         grouped = board.records.groupby(keys, dropna=False, sort=False)
         frame = grouped.agg(
             accuracy=("accuracy", "mean"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -121,11 +122,16 @@ def _leaderboard(records: pd.DataFrame, subject: str, notes: Sequence[str], *, m
 
 def _labelled(records: pd.DataFrame) -> pd.DataFrame:
     """Add the labels of rows and columns: short, but never the same for two things that differ."""
-    records = records.assign(backbone=_backbone_labels(records), variant="")
+    letters = {
+        text: string.ascii_uppercase[number % 26] for number, text in enumerate(sorted(set(records["preprocessing"])))
+    }
+    records = records.assign(
+        backbone=_backbone_labels(records), variant="", letter="preprocessing " + records["preprocessing"].map(letters)
+    )
     for _, same in records.groupby(["backbone", "representation"]):
         for name in ("preprocessing", "dtype", "architecture", "weights"):
             if same[name].nunique() > 1:
-                text = same[name].str[:8] if name == "weights" else same[name]
+                text = {"preprocessing": same["letter"], "weights": same["weights"].str[:8]}.get(name, same[name])
                 records.loc[same.index, "variant"] += " " + text
     records["variant"] = records["variant"].str.strip()
     alias = records["alias_of"].map(lambda name: f" (= {name})" if isinstance(name, str) else "")
@@ -166,6 +172,13 @@ def _notes(records: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
     notes = [f"accuracy in %, mean over seeds ± standard deviation over seeds ({used})"]
     if MEAN in shown and shown[MEAN].isna().any():
         notes.append("rows without a mean lack a task, or have no seed that all their tasks share")
+    lettered = records[records["variant"].str.contains("preprocessing ")].groupby("letter")["preprocessing"].first()
+    notes += [f"{letter}: {text}" for letter, text in lettered.items()]
+    for column, same in records[records["column"].str.contains("#")].groupby("column"):
+        first = same.iloc[0]
+        notes.append(
+            f"{column}: {first['n_test']:,} test images, {first['num_classes']} classes, first made by `{first['command']}`"
+        )
     missing = sorted(set(records["task"]) - set(records[records["architecture"] == FLOOR_ARCHITECTURE]["task"]))
     if missing:
         notes.append(f"no pixels floor for {', '.join(missing)}: vitbench run --backbone pixels --tasks … makes it")
