@@ -255,7 +255,7 @@ def fewshot(
         if num_classes > _MOST_CLASSES:
             raise UsageError(f"labels go up to {num_classes - 1}: number the classes 0, 1, 2, …, or give num_classes")
     num_classes = _whole_number("num_classes", num_classes, least=1)
-    if num_classes < 2:
+    if num_classes < 2 and min(train_y.min(), test_y.min()) >= 0:
         raise UsageError("every label is 0: with one class there is nothing to tell apart (or give num_classes)")
     train, test = (
         FeatureSet(labels=y, rows=np.arange(len(y)), representations={"features": x})
@@ -388,7 +388,8 @@ def _whole_number(option: str, value: Any, least: int, most: int = 2**31 - 1) ->
     except (TypeError, ValueError):
         number = least - 1
     if not least <= number <= most:
-        raise UsageError(f"protocol 'fewshot': {option} must be whole numbers from {least} to {most}, got {value!r}")
+        bound = f" to {most}" if number > most else ""
+        raise UsageError(f"protocol 'fewshot': {option} must be whole numbers from {least}{bound}, got {value!r}")
     return number
 
 

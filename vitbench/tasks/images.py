@@ -59,7 +59,7 @@ def decode_rgb(data: bytes | Path, where: str) -> Image.Image:
     try:
         image = Image.open(BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise DataError(f"{where}: {_TOO_LARGE}") from error
+        raise DataError(f"{where}: {_TOO_LARGE} (Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels)") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image, or of a format that Pillow cannot read here") from error
     except Exception as error:  # a damaged header can raise anything in Pillow's parsers, down to ZeroDivisionError
