@@ -56,3 +56,25 @@ def test_the_task_file_of_the_page_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "add-a-task.md").read_text(), re.DOTALL)
     (tmp_path / "shoes.yaml").write_text(text)
     assert read_task_file(tmp_path / "shoes.yaml").num_classes == 3
+
+
+def test_the_page_on_convert_tells_the_truth_about_its_last_line(tiny_vit: str, tmp_path: Path) -> None:
+    for target in ("copy", "copy.safetensors"):
+        done = subprocess.run(
+            [sys.executable, "-m", "vitbench", "convert", tiny_vit, target],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        compared = subprocess.run(
+            [sys.executable, "-m", "vitbench", "parity", tiny_vit, done.stdout.strip()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "different weights" not in compared.stdout, compared.stdout
+        assert "blocks." not in compared.stdout.split("verdict")[-1]

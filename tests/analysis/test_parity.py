@@ -210,6 +210,35 @@ def test_a_resized_position_embedding_is_explained(folder: Path, how: str, optio
     assert "resized position embedding (4x4 in A, 6x6 in B" in pair.causes[0]
 
 
+def test_a_table_stored_at_another_size_and_resized_back_at_load_is_the_same_table(folder: Path) -> None:
+    def at_six(weights: dict[str, Tensor]) -> None:
+        prefix, table = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
+        grid = table.reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+        larger = functional.interpolate(grid, size=(6, 6), mode="bicubic", antialias=True, align_corners=False)
+        weights["pos_embed"] = torch.cat([prefix, larger.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+    pair = compare(spec(folder / "vit.safetensors"), spec(edited(folder, "six", at_six)))
+    assert pair.outcome == "configuration"
+    assert pair.verdict.startswith("same weights, different configuration (resized position embedding")
+    assert any(
+        "stored at 6x6 (bicubic, antialiased, as timm), and resized back at load" in cause for cause in pair.causes
+    )
+
+    def noise(weights: dict[str, Tensor]) -> None:
+        at_six(weights)
+        weights["pos_embed"][:, 1:] += 0.1 * torch.randn_like(weights["pos_embed"][:, 1:])
+
+    other = compare(spec(folder / "vit.safetensors"), spec(edited(folder, "noise", noise)))
+    assert other.verdict == "different weights (1 tensor)"
+
+
+def test_a_cause_that_cannot_be_tried_is_said_to_be_inferred(folder: Path) -> None:
+    pair = compare(spec(folder / "vit.safetensors"), spec(folder / "vit.safetensors", num_heads=2))
+    assert any(
+        cause == "inferred, not measured: heads cannot be made equal in the loaded models" for cause in pair.causes
+    )
+
+
 def test_another_table_of_another_size_is_another_weight(folder: Path) -> None:
     def replace(weights: dict[str, Tensor]) -> None:
         weights["pos_embed"] = torch.randn(1, 37, 24, generator=torch.Generator().manual_seed(0))

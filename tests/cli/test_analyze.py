@@ -148,3 +148,11 @@ def test_a_broken_image_is_named(tiny_vit: str, image_folder: ImageFolderMaker, 
     (folder / "train" / "boot" / "000.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"000\.png"):
         analyze("similarity", [tiny_vit], out=tmp_path / "out", folder=folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("heatmap", "files=-3"), ("rollout", "shown=-1"), ("filters", "components=-2")]
+)
+def test_a_negative_number_of_things_is_refused(kind: str, option: str, tiny_vit: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"option {option.split('=')[0]} takes a whole number from 0, got -"):
+        analyze(kind, [tiny_vit], out=tmp_path, task="digits", options=dict([option.split("=")]), limit=2)

@@ -172,11 +172,14 @@ class Options:
             kind: The analysis, for the message.
 
         Raises:
-            UsageError: The analysis has no such option (the nearest are offered), or a value is not of its type.
+            UsageError: The analysis has no such option (the nearest are offered), or a value is not of its type, or negative
+                where the default is not.
         """
         for key in self.given:
             if key not in self.defaults:
                 if not self.defaults:
                     raise UsageError(f"{kind} has no options, got '{key}'")
                 raise unknown(f"option of {kind}", key, self.defaults)
-            self[key]
+            value, default = self[key], self.defaults[key]
+            if isinstance(default, int) and default >= 0 and value < 0:
+                raise UsageError(f"option {key} takes a whole number from 0, got {value}")

@@ -38,7 +38,7 @@ def analyse(backbones: Sequence[Backbone], images: Images, output: Output, optio
         [heatmaps(backbone, pixels, number) for _, pixels in images.batches(backbone, batch_size(layout))]
     )
     output.arrays("heatmap", {"attention": maps, "names": np.array(images.names)})
-    for index in range(min(len(images), max(options["files"], 0))):
+    for index in range(min(len(images), options["files"])):
         name = images.names[index]
         picture = view(backbone, images, index)
         panels = [Panel(picture, name), Panel(picture, "mean of the heads", relative(maps[index].mean(axis=0)))]

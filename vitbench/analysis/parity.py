@@ -29,7 +29,14 @@ from vitbench.analysis.parity_configuration import (
     describe,
 )
 from vitbench.analysis.parity_scores import Score, Scoring, check_scoring, score_pair
-from vitbench.analysis.parity_weights import POSITIONS, ResizedPositions, Weights, compare_weights
+from vitbench.analysis.parity_weights import (
+    POSITIONS,
+    ResizedPositions,
+    Weights,
+    compare_weights,
+    find_round_trip,
+    stored_grids,
+)
 from vitbench.backbones import BACKBONES
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.load import load_backbone
@@ -206,12 +213,22 @@ def judge(weights: Weights, fields: Sequence[FieldDifference]) -> tuple[Outcome,
 
 
 def _explain_positions(weights: Weights, a: Backbone, b: Backbone) -> Weights:
-    """Position embeddings of one size that differ may be one table that two libraries resized at load in two ways.
+    """Position embeddings of one size that differ may still be one table, resized on the way.
 
-    So the models are loaded once more at the sizes that they were made for, and their tables compared.
+    Either a checkpoint holds the other's table at another size, which its library resized back at load: its notes say from which
+    size. Or two libraries resized one table at load in two ways: the models are loaded once more at the sizes that they were made
+    for, and their tables compared.
     """
-    sized = a.spec.resolution is not None or b.spec.resolution is not None
-    if not sized or POSITIONS not in {item.name for item in weights.different}:
+    if POSITIONS not in {item.name for item in weights.different}:
+        return weights
+    tables = [canonical_weights(backbone)[POSITIONS] for backbone in (a, b)]
+    for backbone, other, table in ((b, tables[0], tables[1]), (a, tables[1], tables[0])):
+        for grid in stored_grids(backbone.provenance_notes):
+            if (how := find_round_trip(other, table, grid)) is not None:
+                own = isqrt(table.shape[1])
+                sizes = (own, grid) if backbone is b else (grid, own)
+                return _without_positions(weights, a, ResizedPositions(*sizes, how[0], how[1]))
+    if a.spec.resolution is None and b.spec.resolution is None:
         return weights
     try:
         one, other = (canonical_weights(_natively(backbone))[POSITIONS] for backbone in (a, b))
@@ -220,13 +237,20 @@ def _explain_positions(weights: Weights, a: Backbone, b: Backbone) -> Weights:
     if one.shape != other.shape or not bool((one == other).all()):
         return weights
     left = next(item.largest for item in weights.different if item.name == POSITIONS)
-    grid, own = (isqrt(rows) for rows in (canonical_weights(a)[POSITIONS].shape[1], one.shape[1]))
+    grid, own = isqrt(tables[0].shape[1]), isqrt(one.shape[1])
+    return _without_positions(
+        weights, a, ResizedPositions(grid, grid, f"both from one table of {own}x{own}, in two ways", left)
+    )
+
+
+def _without_positions(weights: Weights, a: Backbone, resized: ResizedPositions) -> Weights:
+    """The weights with the difference of the position embeddings explained."""
     others = {name for name in weights.changed if name != POSITIONS}
     return replace(
         weights,
         different=[item for item in weights.different if item.name != POSITIONS],
         first=next((name for name in canonical_weights(a) if name in others), ""),
-        resized=ResizedPositions(grid, grid, f"both from one table of {own}x{own}, in two ways", left),
+        resized=resized,
     )
 
 

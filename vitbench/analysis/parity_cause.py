@@ -29,6 +29,10 @@ _WHERE_IT_ACTS = {
 }
 
 
+_ALIGNABLE = ("gelu", "eps", "heads", "final_norm")
+"""The fields whose effect is measured by making them equal, where that can be done."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """What is left of the difference when some fields of the configuration are made equal in the loaded models.
@@ -159,6 +163,10 @@ def likely_cause(
         lines += [f"{item.field} is {item.a} in A and {item.b} in B{f': it acts {where}' if where else ''}"]
     if activations is not None and trials:
         lines.append(_trial_line(trials, activations.worst))
+    tried = {name for trial in trials for name in trial.fields}
+    untried = [item.field for item in computation if item.field in _ALIGNABLE and item.field not in tried]
+    if activations is not None and untried:
+        lines.append(f"inferred, not measured: {', '.join(untried)} cannot be made equal in the loaded models")
     for lacking, parts in (("B", weights.only_a), ("A", weights.only_b)):
         if parts:
             lines.append(f"{lacking} lacks {', '.join(parts)}: no representation that needs it can be compared")

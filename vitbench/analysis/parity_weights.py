@@ -195,6 +195,40 @@ def find_resize(a: Tensor, b: Tensor) -> ResizedPositions | None:
     return None
 
 
+def stored_grids(notes: Sequence[str]) -> list[int]:
+    """The grids, patches per side, of the tables in the file, where a backbone's notes say that they were resized at load."""
+    grids: list[int] = []
+    for note in notes:
+        if match := re.search(r"(\d+)x\1 (?:patches )?to \d+x\d+|from (\d+)x\2 to", note):
+            grids.append(int(match[1] or match[2]))
+        elif match := re.search(r"pos_embed \[\d+, (\d+), \d+\] resized", note):
+            # Up to eight rows belong to prefix tokens (class, distillation, registers) and not to the grid.
+            grids += [
+                isqrt(rows) for rows in range(int(match[1]), int(match[1]) - 9, -1) if rows > 0 and _is_square(rows)
+            ]
+    return list(dict.fromkeys(grids))
+
+
+def find_round_trip(a: Tensor, b: Tensor, grid: int) -> tuple[str, float] | None:
+    """Whether B's table is A's, resized to another grid in the file and back at load; how, and the largest difference left.
+
+    Args:
+        a: `[1, G², D]`, without rows of prefix tokens.
+        b: The same shape.
+        grid: Patches per side of the table in B's file.
+    """
+    if a.shape != b.shape or not _is_square(a.shape[1]):
+        return None
+    own, scale = isqrt(a.shape[1]), float(b.abs().max())
+    for first, there in _RESIZES.items():
+        stored = _resize(a, grid, there).float()
+        for second, back in _RESIZES.items():
+            left = float((_resize(stored, own, back) - b.double()).abs().max())
+            if left <= _RESIZE_TOLERANCE * scale:
+                return f"stored at {grid}x{grid} ({first}), and resized back at load ({second})", left
+    return None
+
+
 def _is_square(number: int) -> bool:
     return isqrt(number) ** 2 == number
 

@@ -55,7 +55,7 @@ def analyse(backbones: Sequence[Backbone], images: Images, output: Output, optio
         many = [panel for index in range(shown) for panel in panels(index)]
         more = f" (the first {shown} of {len(images)})" if shown < len(images) else ""
         output.figure("rollout", f"Attention rollout{more}", panels_figure(many, 6, title))
-    for index in range(min(len(images), max(options["files"], 0))) if len(images) > 1 else ():
+    for index in range(min(len(images), options["files"])) if len(images) > 1 else ():
         name = images.names[index]
         output.figure(f"rollout-{name}", f"Attention rollout of {name}", panels_figure(panels(index), 2, title))
     top = float(np.mean([concentration(weights) for weights in maps]))

@@ -205,6 +205,8 @@ def analyse(backbones: Sequence[Backbone], images: Images, output: Output, optio
         )
     labels = [backbone.spec.label for backbone in backbones]
     if len(set(labels)) < len(labels):
+        labels = [backbone.spec.long_label for backbone in backbones]
+    if len(set(labels)) < len(labels):
         labels = [f"{number}: {label}" for number, label in enumerate(labels, 1)]
     layers = [
         collect(backbone, images, options["representation"], label)

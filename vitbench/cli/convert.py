@@ -42,7 +42,7 @@ def convert(
     """Write a plain ViT as a Hugging Face folder, a timm checkpoint or a JAX .npz; weights are exact to the bit.
 
     The result is read back and compared before it gets its name. What the other format has no place for is refused, or said.
-    The last line is the spec that loads the result as the same model.
+    The last line is the spec that loads the result: as the same model, unless a note says that the computation differs.
     """
     from vitbench.backbones.vit_convert import convert as convert_backbone
     from vitbench.backbones.vit_export import FORMATS
