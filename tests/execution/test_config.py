@@ -14,6 +14,7 @@ def test_a_command_lines_lists_take_commas_and_repeats(tmp_path: Path) -> None:
     folder = tmp_path / "shoes, size=42"
     folder.mkdir()
     assert split_list([f"imagefolder:{folder}", "a,b"]) == [f"imagefolder:{folder}", "a", "b"]
+    assert split_list([f"digits,imagefolder:{tmp_path}"]) == ["digits", f"imagefolder:{tmp_path}"]
 
 
 def test_a_list_in_python_or_yaml_is_taken_as_it_is_and_a_text_is_split() -> None:

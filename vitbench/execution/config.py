@@ -26,7 +26,7 @@ def split_list(values: str | Iterable[str]) -> list[str]:
     """What a command line gives for a list: commas separate, but an item that names an existing path is whole."""
     parts: list[str] = []
     for value in [values] if isinstance(values, str) else values:
-        whole = Path(value.partition(":")[2] or value).expanduser()
+        whole = Path(value.removeprefix("imagefolder:")).expanduser()
         parts += [value] if "," in value and whole.exists() else value.split(",")
     return [part.strip() for part in parts if part.strip()]
 
