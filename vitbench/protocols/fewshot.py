@@ -7,9 +7,7 @@ sampler (which images), the standardisation, the bias feature, the solve. The de
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -21,6 +19,7 @@ from torch import Tensor
 from vitbench.errors import DataError, UsageError, unknown
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, accuracy
+from vitbench.protocols.options import items, penalty, seed_items, whole_number
 from vitbench.solvers import ridge
 from vitbench.solvers.leave_one_out import Criterion, choose
 from vitbench.solvers.sampling import class_permutations, support_set
@@ -33,9 +32,7 @@ GRID = tuple(2.0**power for power in range(-9, 21))
 
 CRITERIA: tuple[Criterion, ...] = ("squared_error", "accuracy")
 
-_L2_RANGE = (1e-30, 1e30)
 _LARGEST_FEATURE = 1e150
-_MOST_SEEDS = 10_000
 _MOST_CLASSES = 1_000_000  # labels beyond it are identifiers of some other kind, and would fill the memory with classes
 
 
@@ -73,10 +70,10 @@ class FewShot(Protocol):
         if self.criterion not in CRITERIA:
             raise unknown("criterion of protocol 'fewshot':", str(self.criterion), CRITERIA)
         values = {
-            "shots": tuple(_whole_number("shots", item, least=1) for item in _items("shots", self.shots)),
-            "seeds": tuple(_whole_number("seeds", item, least=0) for item in _seed_items(self.seeds)),
-            "l2": self.l2 if self.l2 in ("paper", "loo") else _penalty("l2", self.l2, "'paper', 'loo' or "),
-            "grid": tuple(sorted(_penalty("grid", item) for item in _items("grid", self.grid))),
+            "shots": tuple(whole_number("shots", item, least=1) for item in items("shots", self.shots)),
+            "seeds": tuple(whole_number("seeds", item, least=0) for item in seed_items(self.seeds)),
+            "l2": self.l2 if self.l2 in ("paper", "loo") else penalty("l2", self.l2, "'paper', 'loo' or "),
+            "grid": tuple(sorted(penalty("grid", item) for item in items("grid", self.grid))),
         }
         for name, value in values.items():
             if isinstance(value, tuple) and len(set(value)) < len(value):
@@ -254,7 +251,7 @@ def fewshot(
         num_classes = 1 + max(0, int(train_y.max()), int(test_y.max()))
         if num_classes > _MOST_CLASSES:
             raise UsageError(f"labels go up to {num_classes - 1}: number the classes 0, 1, 2, …, or give num_classes")
-    num_classes = _whole_number("num_classes", num_classes, least=1)
+    num_classes = whole_number("num_classes", num_classes, least=1)
     if num_classes < 2 and min(train_y.min(), test_y.min()) >= 0:
         raise UsageError("every label is 0: with one class there is nothing to tell apart (or give num_classes)")
     train, test = (
@@ -358,49 +355,3 @@ def _as_labels(value: Any, name: str) -> IntArray:
             f"{name} must be a flat array of at least one whole number, got {array.dtype} {list(array.shape)}"
         )
     return array.astype(np.int64)
-
-
-def _items(option: str, value: Any) -> list[Any]:
-    """The items of a list, of a string with commas, or the one value; at least one."""
-    if isinstance(value, str):
-        items: list[Any] = [part.strip() for part in value.split(",") if part.strip()]
-    else:
-        items = list(value) if isinstance(value, Iterable) else [value]
-    if not items:
-        raise UsageError(f"protocol 'fewshot': {option} is empty; give at least one")
-    return items
-
-
-def _seed_items(value: Any) -> list[Any]:
-    """The seeds; a plain whole number is how many."""
-    if isinstance(value, str) and value.strip().isdigit():
-        value = int(value)
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        value = range(_whole_number("the number of seeds", value, least=1, most=_MOST_SEEDS))
-    return _items("seeds", value)
-
-
-def _whole_number(option: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = int(value) if isinstance(value, str) else operator.index(value)
-    except (TypeError, ValueError):
-        number = least - 1
-    if not least <= number <= most:
-        bound = f" to {most}" if number > most else ""
-        raise UsageError(f"protocol 'fewshot': {option} must be whole numbers from {least}{bound}, got {value!r}")
-    return number
-
-
-def _penalty(option: str, value: Any, others: str = "") -> float:
-    low, high = _L2_RANGE
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not low <= number <= high:
-        raise UsageError(
-            f"protocol 'fewshot': {option} must be {others}a number above 0 (from {low:g} to {high:g}), got {value!r}"
-        )
-    return number
