@@ -67,7 +67,7 @@ def _cached_files(source: HubSource) -> list[str]:
 def _remote_files(repo: str, revision: str) -> list[str]:
     from huggingface_hub import HfApi
 
-    with _explained(repo, revision, "the list of its files"):
+    with _explained(repo, revision, "the list of files"):
         check_reachable()
         return list(HfApi().list_repo_files(repo, repo_type="dataset", revision=revision))
 
