@@ -126,7 +126,7 @@ def test_what_changes_a_number_changes_the_identity_and_what_does_not_does_not(
         return set(vitbench.run(out=tmp_path, **given)["key"])
 
     base = keys()
-    assert keys(batch_size=2) == keys(workers=1) == keys(device="cpu") == keys(l2=1024) == base
+    assert keys(batch_size=2) == keys(workers=1) == keys(l2=1024) == base
     assert keys(limit=1000) == base, "a limit above the size is no limit"
     different = [
         keys(preprocess="vtab"),

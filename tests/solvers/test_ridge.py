@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import linear_model
 from torch import Tensor
 
 from vitbench.solvers import ridge
@@ -150,11 +151,10 @@ def test_blocks_of_any_size_give_the_same_curve(block: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_choice_is_that_of_scikit_learn(shape: tuple[int, int, int]) -> None:
-    sklearn = pytest.importorskip("sklearn.linear_model")
     for seed in range(3):
         x, labels = draw(*shape, seed=seed)
         z, _ = textbook(x, labels, shape[2])
-        peer = sklearn.RidgeClassifierCV(alphas=GRID, fit_intercept=False).fit(z, labels.numpy())
+        peer = linear_model.RidgeClassifierCV(alphas=GRID, fit_intercept=False).fit(z, labels.numpy())
         curve = leave_one_out(spectrum(x, labels, shape[2]), GRID)
         assert curve.grid[curve.best("squared_error")] == peer.alpha_
         assert choose(spectrum(x, labels, shape[2]), GRID).l2 == peer.alpha_

@@ -27,12 +27,11 @@ from vitbench.backbones.jax_stablehlo import (
     deserialize,
     export_program,
     find_devices,
-    one_line,
     output_dims,
     unreadable,
 )
 from vitbench.backbones.spec import Atom, BackboneSpec
-from vitbench.errors import RepresentationError, UsageError, WeightsError, unknown
+from vitbench.errors import RepresentationError, UsageError, WeightsError, one_line, unknown
 
 SUFFIX = ".jaxexport"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

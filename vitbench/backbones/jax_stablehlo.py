@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitbench.backbones.jax_program import Manifest
-from vitbench.errors import UsageError, VitbenchError, WeightsError, unknown
+from vitbench.errors import UsageError, VitbenchError, WeightsError, one_line, unknown
 
 LARGEST_PROGRAM = 2**31 - 2**24
 """Bytes of the largest program: jax.export serialises by flatbuffers, which end at 2 GB."""
@@ -207,8 +207,3 @@ def _is_pooled(jax: Any, value: Any, batch: Any) -> bool:
 
 def _aval(value: Any) -> str:
     return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-
-
-def one_line(error: BaseException) -> str:
-    """Type and message of an error, cut to a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
