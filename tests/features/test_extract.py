@@ -100,14 +100,14 @@ def test_an_interruption_keeps_what_was_done_and_the_rest_is_bit_identical(
 
 def test_a_broken_image_is_named_and_the_batches_before_it_are_kept(setting: dict[str, Any]) -> None:
     split: Split = setting["split"]
-    image = split.rows.image
+    image = split.source.image
 
     def broken(row: int) -> Any:
         if row == 9:
             raise DataError("row 9 (boot/009.png): cannot be read")
         return image(row)
 
-    object.__setattr__(split.rows, "image", broken)
+    object.__setattr__(split.source, "image", broken)
     with pytest.raises(DataError, match="row 9"):
         get(setting, ["cls"], list(range(16)), batch_size=4)
     assert [len(rows) for rows in setting["store"].missing(["cls"], np.arange(16)).values()] == [8]
@@ -162,13 +162,13 @@ def test_a_bug_in_a_backbone_is_not_taken_for_lack_of_memory(
 def test_decoding_overlaps_with_the_forward_pass(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """While batch k is in the model, images of batch k + 1 have been asked for."""
     split: Split = setting["split"]
-    image, asked = split.rows.image, []
+    image, asked = split.source.image, []
 
     def counting(row: int) -> Any:
         asked.append(row)
         return image(row)
 
-    object.__setattr__(split.rows, "image", counting)
+    object.__setattr__(split.source, "image", counting)
     original = Backbone.encode_atoms
     seen: list[int] = []
 

@@ -308,6 +308,50 @@ def test_features_made_in_inference_mode_are_read() -> None:
     assert leave_one_out(spectrum(x, LABELS, 3), GRID).grid == GRID
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 300), st.integers(1, 6), st.sampled_from([2, 9, 10**6])
+)
+def test_best_first_is_a_stable_sort(seed: int, rows: int, num_classes: int, count: int, distinct: int) -> None:
+    """Few distinct values make ties within the first, between the last kept and the first dropped, and among the rest."""
+    scores = torch.randint(distinct, (rows, num_classes), generator=torch.Generator().manual_seed(seed)).double() - 1
+    expected = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :count]
+    found = ridge.best_first(scores, count)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected.tolist()
+    assert found[:, 0].tolist() == scores.argmax(dim=1).tolist()
+
+
+def test_best_first_by_hand() -> None:
+    scores = torch.tensor([[0.0, 2, 1, 2], [1, 1, 1, 1], [-0.0, 0.0, -1, 3], [4, 3, 2, 1]])
+    assert ridge.best_first(scores, 3).tolist() == [[1, 3, 2], [0, 1, 2], [3, 0, 1], [0, 1, 2]]
+    assert ridge.best_first(scores, 9).shape == (4, 4)
+    assert ridge.best_first(scores[:0], 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("block", [1, 40, 1 << 19])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_ranking_is_the_order_of_the_scores(
+    shape: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = draw(*shape)
+    model = ridge.fit(x, labels, shape[2], 1.0)
+    monkeypatch.setattr(ridge, "BLOCK", block)
+    expected = np.argsort(-model.scores(x).numpy(), axis=1, kind="stable")[:, :5]
+    assert model.ranking(x, 5).tolist() == expected.tolist()
+    assert model.ranking(x, 5)[:, 0].tolist() == model.predict(x).tolist()
+    assert model.ranking(x[:0], 5).shape == (0, min(5, shape[2]))
+
+
+def test_classes_without_images_tie_and_are_ranked_in_order() -> None:
+    x, labels = draw(20, 5, 3)
+    model = ridge.fit(x, labels, 9, 1.0)
+    rankings = model.ranking(x, 9).tolist()
+    assert all([label for label in ranking if label > 2] == [3, 4, 5, 6, 7, 8] for ranking in rankings)
+    constant = ridge.fit(torch.ones(3, 3), torch.arange(3), 3)
+    assert constant.ranking(torch.randn(2, 3), 2).tolist() == [[0, 1], [0, 1]]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(SHAPES), st.sampled_from([0.01, 1.0, 1024.0]))
 def test_the_order_of_rows_and_the_names_of_classes_do_not_matter(
@@ -354,5 +398,9 @@ def test_a_gpu_gives_the_answer_of_the_cpu(shape: tuple[int, int, int]) -> None:
     found = leave_one_out(spectrum(x.cuda(), labels.cuda(), shape[2]), GRID)
     assert found.squared_error == pytest.approx(expected.squared_error, rel=1e-7)
     assert found.best("squared_error") == expected.best("squared_error")
-    scores = ridge.fit(x.cuda(), labels.cuda(), shape[2]).scores(x.cuda())
-    torch.testing.assert_close(scores.cpu(), ridge.fit(x, labels, shape[2]).scores(x), rtol=0, atol=1e-10)
+    model = ridge.fit(x.cuda(), labels.cuda(), shape[2])
+    torch.testing.assert_close(
+        model.scores(x.cuda()).cpu(), ridge.fit(x, labels, shape[2]).scores(x), rtol=0, atol=1e-10
+    )
+    tied = torch.zeros(50, 700, device="cuda")
+    assert ridge.best_first(tied, 5).tolist() == [[0, 1, 2, 3, 4]] * 50

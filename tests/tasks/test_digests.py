@@ -71,5 +71,5 @@ def test_a_cache_that_cannot_be_written_is_done_without(files: list[Path], monke
 
 def test_a_file_that_vanished_is_named(files: list[Path]) -> None:
     files[1].unlink()
-    with pytest.raises(DataError, match=r"the image file .*b.png cannot be read"):
+    with pytest.raises(DataError, match=r"the file .*b.png cannot be read"):
         file_digests(files[0].parent, files)

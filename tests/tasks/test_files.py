@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from PIL import Image
 
 from vitbench.errors import DataError
 from vitbench.tasks.catalog import load_task
+from vitbench.tasks.sources.files import open_parquet, read_parquet, rows_of
+from vitbench.tasks.sources.rows import Rows, file_digest, text_digest
+from vitbench.tasks.spec import TaskSpec
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +88,15 @@ def test_arrow_files(tmp_path: Path) -> None:
             r"has no label column 'lable'; did you mean 'label'\? \(it has: image, label\)",
         ),
         (table([0, 1]), "", ", image: img", r"has no image column 'img'"),
-        (table(["a", "b"]), "", "", r"the label column 'label' holds (large_)?string, not whole numbers"),
+        (
+            table(["a", "b"]),
+            "",
+            "",
+            r"the label column 'label' holds (large_)?string, not whole numbers from 0: number the classes",
+        ),
         (table([0.0, 1.0]), "", "", r"the label column 'label' holds double, not whole numbers"),
         (table([0, None]), "", "", r"the label column 'label' is empty in 1 rows"),
-        (table([0, -1]), "", "", r"label -1 at row 1 \(train-00000.*\) of split 'train' is outside 0 to"),
+        (table([0, -1]), "", "", r"row 1 \(train-00000.*\): the label is -1, and labels are whole numbers from 0"),
         (table([0, 5]), "num_classes: 3\n", "", r"label 5 at row 1 .* is outside 0 to 2"),
         (table([0, 1]), "num_classes: 3\n", "", r"has 2 classes where the task file expects 3: is 'label' the right"),
         (table([0, 0]), "num_classes: 2\n", "", r"has only one class in its train split"),
@@ -121,3 +130,167 @@ def test_a_broken_image_is_named_by_row_and_file(tmp_path: Path) -> None:
     task = load_task(write_task(tmp_path, table([0, 1]), bad))
     with pytest.raises(DataError, match=r"row 1 \(test-00000-of-00001.parquet\)"):
         task.split("test").image(1)
+
+
+def read(folder: Path, data: pa.Table, *, names: tuple[str, ...] = (), **source: Any) -> Rows:
+    """One split from a parquet file, as the source gives it."""
+    pq.write_table(data, folder / "train.parquet")
+    spec = TaskSpec(
+        title="T",
+        source={"kind": "parquet", **source},
+        splits={"train": {"files": ("train.parquet",)}, "test": {"files": ("test.parquet",)}},
+        class_names=names,
+    )
+    return read_parquet(spec, "train", folder)
+
+
+def test_the_fingerprint_of_a_plain_task_is_what_it_was_before_rules(tmp_path: Path) -> None:
+    rows = read(tmp_path, table([0, 1]))
+    digest = file_digest(tmp_path / "train.parquet")
+    assert rows.fingerprint == text_digest(["parquet", "image", "label", digest])
+
+
+def test_the_fingerprint_follows_what_decides_labels_and_pixels(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    data = table([0, 1], right=[[0], [1, 0]])
+    given: list[dict[str, Any]] = [
+        {},
+        {"label_rule": {"kind": "offset", "add": 1}},
+        {"label_rule": {"kind": "offset", "add": 2}},
+        {"label_rule": {"kind": "floor_divide", "by": 2}},
+        {"pixel_scale": 2},
+        {"pixel_scale": 3},
+        {"hits": "right"},
+        {"class_names_file": "names.txt"},
+    ]
+    found = [read(tmp_path, data, **source).fingerprint for source in given]
+    (tmp_path / "names.txt").write_text("b\na\n")
+    found.append(read(tmp_path, data, class_names_file="names.txt").fingerprint)
+    assert len(set(found)) == len(found)
+
+
+def test_rules_scale_and_hits_of_a_column(tmp_path: Path) -> None:
+    rows = read(
+        tmp_path,
+        table([3, 4, 5], right=[[0, 1], [], [2]]),
+        label_rule={"kind": "offset", "add": -3},
+        pixel_scale=4,
+        hits="right",
+    )
+    assert rows.labels.tolist() == [0, 1, 2]
+    assert np.asarray(rows.image(2))[0, 0].tolist() == [80, 0, 0]
+    assert rows.hits is not None
+    assert rows.hits.counts().tolist() == [2, 0, 1]
+
+
+def test_kitti_as_the_hub_keeps_it_through_a_task_file(tmp_path: Path) -> None:
+    objects = datasets.Sequence(
+        {
+            "type": datasets.ClassLabel(names=["Car", "Van", "Truck", "Pedestrian"]),
+            "location": datasets.Sequence(datasets.Value("float32"), 3),
+        }
+    )
+    features = datasets.Features({"image": datasets.Image(), "objects": objects})
+    rows = {
+        "image": [{"bytes": png(0), "path": None}] * 3,
+        "objects": [
+            {"type": [3, 1], "location": [[0, 0, 2], [0, 0, 8]]},
+            {"type": [], "location": []},
+            {"type": [0], "location": [[0, 0, 8.5]]},
+        ],
+    }
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    path = tmp_path / "kitti.yaml"
+    path.write_text(
+        "title: K\nnum_classes: 4\nsource:\n  kind: parquet\n  label: objects\n  label_rule: {kind: threshold, "
+        "thresholds: [-100, 8, 20, 999], field: location, item: 2, types: type, below: 3, sentinel: 1000}\n"
+        "splits: {train: {files: [train.parquet], partial: true}, test: {files: [test.parquet]}}\n"
+    )
+    assert load_task(str(path)).train.labels.tolist() == [0, 3, 1]
+
+
+def test_file_names_come_without_their_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+    images = [{"bytes": pixels, "path": f"val/ILSVRC2012_val_{row:08d}.JPEG"} for row in range(100)]
+    pq.write_table(pa.table({"image": images, "label": list(range(100))}), tmp_path / "train.parquet")
+    data = open_parquet([tmp_path / "train.parquet"])
+    spec = TaskSpec(
+        title="T",
+        source={"kind": "parquet"},
+        splits={"train": {"files": ("train.parquet",)}, "test": {"files": ("test.parquet",)}},
+    )
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    rows = rows_of(data, spec, [tmp_path / "train.parquet"], ["digest"])
+    assert [rows.name(row) for row in (0, 99)] == ["ILSVRC2012_val_00000000.JPEG", "ILSVRC2012_val_00000099.JPEG"]
+    assert len(rows.labels) == 100
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak + pa.total_allocated_bytes() - before < len(pixels)
+    assert rows.raw(99) == pixels
+
+
+def test_images_without_a_name_have_none(tmp_path: Path) -> None:
+    assert read(tmp_path, table([0, 1])).name(1) == ""
+    bare = pa.table({"image": [png(0), png(30)], "label": [0, 1]})
+    rows = read(tmp_path, bare)
+    assert rows.name(1) == ""
+    assert np.asarray(rows.image(1))[0, 0].tolist() == [30, 0, 0]
+
+
+@pytest.mark.parametrize("column", [["a.png", "b.png"], [{"path": "a"}, {"path": "b"}], [[1], [2]]])
+def test_an_image_column_without_image_files(tmp_path: Path, column: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"train.parquet: the image column 'image' holds .*, not image files"):
+        read(tmp_path, pa.table({"image": column, "label": [0, 1]}))
+
+
+def test_class_names_beside_the_data(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbflily of the valley\r\ncolt's foot\r\n\r\n")
+    rows = read(tmp_path, table([0, 1]), class_names_file="names.txt")
+    assert rows.class_names == ("lily of the valley", "colt's foot")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"a\n\nb\n", "names.txt", r"names.txt:2: a class has no name"),
+        (b"\n", "names.txt", r"names.txt:1: a class has no name"),
+        (b"\xff\xfe", "names.txt", r"the file of class names .*names.txt cannot be read"),
+        (b"a\nb\n", "nmaes.txt", r"the file of class names .*nmaes.txt cannot be read"),
+        (b"a\nb\n", "../names.txt", r"source.class_names_file: '../names.txt' climbs out of its folder"),
+        (b"a\nb\n", "/names.txt", r"source.class_names_file: '/names.txt' climbs out of its folder"),
+        (b"dog\ncat\n", "names.txt", r"names.txt has the classes of the task file in another order: label 0 is 'dog'"),
+    ],
+)
+def test_bad_class_names(tmp_path: Path, content: bytes, name: str, message: str) -> None:
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises((DataError, ValueError), match=message):
+        read(tmp_path, table([0, 1]), names=("cat", "dog"), class_names_file=name)
+
+
+def test_a_repository_with_another_order_of_classes_is_refused(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
+    images = [{"bytes": png(0), "path": None}] * 2
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+    data.to_parquet(tmp_path / "other.parquet")
+    stored = pq.read_table(tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"train.parquet has the classes of the task file in another order: label 0"):
+        read(tmp_path, stored, names=("cat", "dog"))
+    assert read(tmp_path, stored, names=("dog", "cat")).class_names == ("dog", "cat")
+    rule = {"kind": "offset", "add": 1}
+    assert read(tmp_path, stored, label_rule=rule).class_names == ()
+
+
+def test_hits_that_are_missing_or_outside_the_classes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train.parquet has no hits column 'rihgt'; did you mean 'right'"):
+        read(tmp_path, table([0, 1], right=[[0], [1]]), hits="rihgt")
+    with pytest.raises(DataError, match=r"the hits column 'right' holds int64, not lists"):
+        read(tmp_path, table([0, 1], right=[0, 1]), hits="right")
+
+
+def test_a_file_that_two_patterns_take_is_refused(tmp_path: Path) -> None:
+    path = Path(write_task(tmp_path, table([0, 1]), table([0, 1])))
+    path.write_text(path.read_text().replace("['train-*.parquet']", "['train-*.parquet', 'tra*']"))
+    with pytest.raises(DataError, match=r"split 'train' takes the file .*train-00000-of-00001.parquet twice"):
+        load_task(str(path))

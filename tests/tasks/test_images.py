@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from vitbench.errors import DataError
-from vitbench.tasks.images import array_to_rgb, decode_rgb, to_rgb
+from vitbench.tasks.images import array_to_rgb, decode_rgb, open_image, scale_pixels, to_rgb
 
 WHERE = "row 17 (train/cat/003.jpg)"
 RNG = np.random.default_rng(0)
@@ -324,3 +324,30 @@ def test_other_arrays_are_refused(array: npt.NDArray[np.uint8]) -> None:
     with pytest.raises(DataError) as error:
         array_to_rgb(array, WHERE)
     assert_says(error, str(list(array.shape)), str(array.dtype), "uint8")
+
+
+@pytest.mark.parametrize("factor", [1, 2, 255])
+def test_masks_are_scaled(factor: int) -> None:
+    mask = (GRAY > 127).astype(np.uint8)
+    scaled = scale_pixels(array_to_rgb(mask, WHERE), factor, WHERE)
+    assert np.array_equal(pixels(scaled), repeated(mask * np.uint8(factor)))
+
+
+def test_a_mask_that_its_format_has_scaled_is_left_alone() -> None:
+    mask = GRAY > 127
+    image = decode_rgb(encoded(Image.fromarray(mask), "PNG"), WHERE)
+    assert np.array_equal(pixels(scale_pixels(image, 255, WHERE)), repeated(mask.astype(np.uint8) * 255))
+
+
+def test_what_is_no_mask_is_not_scaled() -> None:
+    with pytest.raises(
+        DataError, match=r"^row 17 \(train/cat/003.jpg\): a pixel has the value 2, and times 255 that is"
+    ):
+        scale_pixels(array_to_rgb(GRAY % 3, WHERE), 255, WHERE)
+
+
+def test_an_image_is_opened_in_the_mode_in_which_it_is_stored() -> None:
+    assert open_image(encoded(Image.fromarray(GRAY), "PNG"), WHERE).mode == "L"
+    assert open_image(encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"), WHERE).mode == "CMYK"
+    with pytest.raises(DataError, match=r"not an image, or of a format"):
+        open_image(b"text", WHERE)

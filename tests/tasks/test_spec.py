@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from vitbench.errors import DataError
-from vitbench.tasks.catalog import task_files
 from vitbench.tasks.spec import read_task_file
 
 GOOD = """\
@@ -88,13 +87,3 @@ def test_each_mistake_names_its_line(tmp_path: Path, old: str, new: str, message
 def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="a task file is a mapping"):
         read_task_file(write(tmp_path, text))
-
-
-@pytest.mark.parametrize("path", task_files().values(), ids=list(task_files()))
-def test_the_task_files_that_ship(path: Path) -> None:
-    spec = read_task_file(path)
-    assert spec.citation
-    assert spec.licence
-    assert spec.num_classes
-    assert spec.download_bytes is not None
-    assert all(split.size for split in spec.splits.values())

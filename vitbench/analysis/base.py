@@ -116,7 +116,7 @@ def images_of_task(name: str, limit: int | None = None) -> Images:
         UsageError: No task is called that.
         DataError: Its data is missing.
     """
-    split = load_task(name).split("test")
+    split = load_task(name).test
     rows = spread(len(split), limit)
     return Images([f"{name.split('/')[-1]}-{row}" for row in rows], [lambda row=row: split.image(row) for row in rows])
 

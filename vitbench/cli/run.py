@@ -18,6 +18,8 @@ EXAMPLES = """Examples:
 --representations cls,gap,pooler --shots 1,5,10,25 --seeds 3`
 
 `vitbench run --backbone jax:ViT-B_16.npz --tasks imagefolder:./shoes --l2 loo`
+
+`vitbench run --backbone hf:google/vit-base-patch16-224-in21k --suite vtab --tune`
 """
 
 
@@ -38,6 +40,13 @@ def run(
             autocompletion=complete_task,
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="A suite with its own way of evaluation (vtab: ridge on train800val200, preset vtab); "
+            "sets tasks, protocol and preprocessing where they are not given."
+        ),
+    ] = None,
     representations: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,13 +59,34 @@ def run(
         list[str] | None, typer.Option(help="A number of seeds (3 is 0,1,2), or a list such as 0,7.")
     ] = None,
     l2: Annotated[
-        str | None, typer.Option(help="paper (1024), loo (leave-one-out on the support set), or a number.")
+        str | None,
+        typer.Option(
+            help="paper (1024), loo (leave-one-out on what is learned from), a number; ridge also takes validation."
+        ),
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose l2 on the task's tuning splits (VTAB: train800 and val200).")
+    ] = False,
     option: Annotated[
         list[str] | None, typer.Option("--set", help="Another option of the protocol, KEY=VALUE; repeatable.")
     ] = None,
     preprocess: Annotated[
-        str | None, typer.Option(help="auto, bigvision_fewshot, vit_jax, vtab, or a preprocessing string.")
+        str | None, typer.Option(help="auto, task, bigvision_fewshot, vit_jax, vtab, or a preprocessing string.")
+    ] = None,
+    train_split: Annotated[
+        str | None, typer.Option(help="Learn from this split, such as train800 or 'train[:90%]'.")
+    ] = None,
+    test_split: Annotated[str | None, typer.Option(help="Score this split.")] = None,
+    task_data: Annotated[
+        list[str] | None,
+        typer.Option("--task-data", help="TASK=PATH: read the task's data from a folder of your own; repeatable."),
+    ] = None,
+    accept_sizes: Annotated[
+        bool | None,
+        typer.Option("--accept-sizes", help="Take splits of another size than expected; records say so."),
+    ] = None,
+    offline: Annotated[
+        bool | None, typer.Option("--offline", help="Use only what has been fetched; ask the hub nothing.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
@@ -90,14 +120,20 @@ def run(
     refuse_empty(locals())
     options: dict[str, Any] = dict(key_value(text) for text in option or [])
     given = {"shots": ",".join(shots or []), "seeds": ",".join(seeds or []), "l2": l2 or ""}
-    options |= {name: value for name, value in given.items() if value}
+    options |= {name: value for name, value in given.items() if value} | ({"tune": True} if tune else {})
     values = {
+        "suite": suite,
         "backbones": join_specs(backbone) if backbone else None,
         "tasks": split_list(tasks) if tasks else None,
         "representations": split_list(representations) if representations else None,
         "protocol": protocol,
         "options": options or None,
         "preprocess": preprocess,
+        "train_split": train_split,
+        "test_split": test_split,
+        "task_data": dict(key_value(text, "--task-data") for text in task_data) if task_data else None,
+        "accept_sizes": accept_sizes,
+        "offline": offline,
         "dtype": dtype,
         "device": device,
         "batch_size": batch_size,
@@ -158,8 +194,8 @@ def refuse_empty(options: Mapping[str, Any]) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is empty")
 
 
-def key_value(text: str) -> tuple[str, str]:
-    """Split one `KEY=VALUE` of `--set`.
+def key_value(text: str, option: str = "--set") -> tuple[str, str]:
+    """Split one `KEY=VALUE` of an option that may be repeated.
 
     Raises:
         UsageError: It is not of that form.
@@ -168,7 +204,7 @@ def key_value(text: str) -> tuple[str, str]:
 
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set '{text}' is not of the form KEY=VALUE")
+        raise UsageError(f"{option} '{text}' is not of the form KEY=VALUE")
     return key.strip(), value.strip()
 
 
@@ -178,9 +214,10 @@ def _print_leaderboard(out: Path, keys: list[str]) -> None:
     from vitbench.records.store import ResultStore, as_frame
     from vitbench.reporting.formats import rich_tables
     from vitbench.reporting.leaderboard import leaderboards
+    from vitbench.tasks.catalog import suites
 
     results = ResultStore(out)
     frame = as_frame(results.read(key) for key in keys)
     for part in (frame[frame["limit"].isna()], frame[frame["limit"].notna()]):
         if len(part):
-            console().print(rich_tables(leaderboards(part, limited=bool(part["limit"].notna().all()))))
+            console().print(rich_tables(leaderboards(part, limited=bool(part["limit"].notna().all()), suites=suites())))

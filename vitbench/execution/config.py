@@ -12,12 +12,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vitbench.backbones import BACKBONES
-from vitbench.errors import UsageError, first_line, nearest
+from vitbench.errors import UsageError, nearest
 from vitbench.records.atomic import write_text
 from vitbench.records.store import DEFAULT_OUT
-from vitbench.validation import first_duplicate, line_of, problem_text, yaml_problem
+from vitbench.tasks.catalog import suite_spec
+from vitbench.tasks.task import TaskOptions
+from vitbench.validation import line_of, problem_text, read_yaml
 
 AUTO = "auto"
+TASK = "task"
 COMMON_OPTIONS = ("shots", "seeds", "l2")
 """Options of protocols that the command line and `vitbench.run` take by their own names."""
 
@@ -59,7 +62,18 @@ class RunConfig(BaseModel):
     )
     protocol: str = Field("fewshot", description="name of the protocol")
     options: dict[str, Any] = Field({}, description="options of the protocol, such as shots, seeds and l2")
-    preprocess: str = Field(AUTO, description="auto (the backbone's own), a preset, or a preprocessing string")
+    train_split: str = Field(
+        "", description="what is learned from, such as train800 or train[:90%]; empty is the task's"
+    )
+    test_split: str = Field("", description="what is scored; empty is the task's own")
+    task_data: dict[str, str] = Field(
+        {}, description="task to the folder that its data is read from in place of its source"
+    )
+    accept_sizes: bool = Field(False, description="take splits of another size than expected, and record the deviation")
+    offline: bool = Field(False, description="use only what has been fetched; ask the hub nothing")
+    preprocess: str = Field(
+        AUTO, description="auto (the backbone's own), task (the task's reference), a preset, or a preprocessing string"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = AUTO  # type: ignore[assignment]
     device: str = Field(AUTO, description="auto, cpu, cuda, cuda:1, mps")
     batch_size: int | None = Field(
@@ -106,6 +120,11 @@ class RunConfig(BaseModel):
     def _auto_is_none(cls, value: Any) -> Any:
         return None if value == AUTO else value
 
+    @property
+    def task_options(self) -> TaskOptions:
+        """How tasks are to be read."""
+        return TaskOptions(self.task_data, self.accept_sizes, self.train_split, self.test_split)
+
     def resolved_yaml(self) -> str:
         """The configuration as YAML that `--config` takes back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -123,7 +142,8 @@ def make_config(values: Mapping[str, Any], file: Path | None = None) -> RunConfi
     """Validate a run's configuration; values given in code or on the command line override those of the file.
 
     Args:
-        values: Field to value; a value of None counts as not given. `options` are merged key by key.
+        values: Field to value; a value of None counts as not given. `options` are merged key by key. `suite`, here or in the
+            file, is a suite's name: its tasks, protocol, options and preprocessing are what is not given otherwise.
         file: A YAML file with the fields of `RunConfig`.
 
     Raises:
@@ -131,12 +151,14 @@ def make_config(values: Mapping[str, Any], file: Path | None = None) -> RunConfi
     """
     given = {name: value for name, value in values.items() if value is not None}
     base, root = _read_yaml(file) if file else ({}, None)
+    suite = given.pop("suite", None) or base.pop("suite", None)
+    suite_fields, suite_options = _suite(str(suite), {**base, **given}) if suite else ({}, {})
     written = base.get("options") or {}
     if not isinstance(written, dict):
         raise UsageError(f"{file}: options: a mapping of the protocol's options to values, such as `shots: [1, 5]`")
-    options = {**written, **given.get("options", {})}
+    options = {**suite_options, **written, **given.get("options", {})}
     try:
-        return RunConfig.model_validate({**base, **given, "options": options})
+        return RunConfig.model_validate({**suite_fields, **base, **given, "options": options})
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         location = [part for part in problem["loc"] if part != "[key]"]
@@ -145,6 +167,13 @@ def make_config(values: Mapping[str, Any], file: Path | None = None) -> RunConfi
         if problem["type"] == "extra_forbidden":
             raise UsageError(f"{place}{_unknown_field(name)}") from error
         raise UsageError(f"{place}{name.replace('_', '-')} {problem_text(problem)}") from error
+
+
+def _suite(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a suite says of its evaluation: fields of the run, and options, which belong to its own protocol only."""
+    spec = suite_spec(name)
+    fields = {"tasks": (name,), "protocol": spec.protocol, "preprocess": spec.preprocess}
+    return fields, spec.options if given.get("protocol", spec.protocol) == spec.protocol else {}
 
 
 def _unknown_field(name: str) -> str:
@@ -157,18 +186,10 @@ def _unknown_field(name: str) -> str:
 def _read_yaml(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """The fields of a file, and its document for the lines of messages."""
     try:
-        text = file.read_text(encoding="utf-8")
-        root, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        data, root = read_yaml(file, UsageError)
     except FileNotFoundError as error:
         near = nearest(file.name, [path.name for path in file.parent.glob("*.y*ml")], count=1)
         raise UsageError(f"there is no file {file}{f'; did you mean {near[0]}?' if near else ''}") from error
-    except yaml.YAMLError as error:
-        problem, line = yaml_problem(error)
-        raise UsageError(f"{file}{f':{line}' if line else ''}: not valid YAML: {problem}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {first_line(error)}") from error
-    if twice := first_duplicate(root):
-        raise UsageError(f"{file}:{twice[1]}: the field '{twice[0]}' is given twice")
     if not isinstance(data, dict | None):
         raise UsageError(f"{file}: a run's configuration is a mapping of fields to values, such as `tasks: [cifar10]`")
     return data or {}, root

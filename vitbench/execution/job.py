@@ -5,27 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import COMMON_REPRESENTATIONS, parse_representation
 from vitbench.errors import RepresentationError, StoreError, UsageError, VitbenchError, unknown
-from vitbench.execution.config import AUTO, RunConfig
+from vitbench.execution.config import AUTO, TASK, RunConfig
 from vitbench.execution.reporter import Reporter
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.features.load import preprocessing_of
 from vitbench.features.store import FeatureStore
-from vitbench.protocols.base import Cell, Outcome, Protocol
+from vitbench.features.view import rows_of_bases, split_features
+from vitbench.protocols import metrics
+from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
 from vitbench.records.atomic import slug
 from vitbench.records.identity import FEATURE_FIELDS, RECORD_FIELDS, identity, key
 from vitbench.records.provenance import provenance
 from vitbench.records.schema import Provenance, Record
 from vitbench.records.store import ResultStore
 from vitbench.tasks import transforms
-from vitbench.tasks.task import Task
+from vitbench.tasks.task import Split, Task
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Job:
         representations: Canonical names of all that is asked for.
         identities: (representation, cell) to the identity of its record, for every record of the job.
         wanted: Canonical representation to the cells whose records are still to be made.
-        rows: Split name to the rows whose features are needed for them, increasing.
-        stores: Split name to its feature store.
+        splits: Role (`train`, `test`; `tune_train` and `tune_validation` for a protocol that tunes) to the split that has it.
+        rows: Role to the rows of its split whose features are needed, increasing.
+        stores: Name of each stored split behind them to its feature store.
         limit: Number of test images when fewer than all are scored.
         failures: What cannot be done, a line each: representations that the backbone lacks.
         notes: What the user should know about the task under this protocol.
@@ -51,6 +56,7 @@ class Job:
     preprocessing: transforms.Preprocessing
     identities: Mapping[tuple[str, Cell], Mapping[str, Any]]
     wanted: Mapping[str, Sequence[Cell]]
+    splits: Mapping[str, Split]
     rows: Mapping[str, IntArray]
     stores: Mapping[str, FeatureStore]
     limit: int | None
@@ -68,12 +74,21 @@ class Job:
         """Number of records still to be made."""
         return sum(map(len, self.wanted.values()))
 
+    @cached_property
+    def stored_rows(self) -> dict[str, IntArray]:
+        """Name of a stored split to the rows of it whose features are needed for any role, increasing."""
+        found: dict[str, IntArray] = {}
+        for role, split in self.splits.items():
+            for name, rows in rows_of_bases(split, self.rows[role]).items():
+                found[name] = np.union1d(found[name], rows) if name in found else rows
+        return found
+
     def images_missing(self) -> dict[str, int]:
-        """Split name to the number of images that must go through the backbone."""
+        """Name of a stored split to the number of its images that must go through the backbone."""
         atoms = {str(atom) for name in self.wanted for atom in self.backbone.resolve(name)}
         return {
-            split: sum(map(len, self.stores[split].missing(atoms, rows).values())) if atoms else 0
-            for split, rows in self.rows.items()
+            name: sum(map(len, self.stores[name].missing(atoms, rows).values())) if atoms else 0
+            for name, rows in self.stored_rows.items()
         }
 
 
@@ -105,8 +120,10 @@ def prepare(
             `on_existing` is `error`.
     """
     names, failures = _representations(config, backbone)
-    preprocessing = preprocessing_of(backbone, config.preprocess)
-    train, test = task.split("train"), task.split("test")
+    preprocessing = preprocessing_of(backbone, _preprocess(config, task))
+    train, test = task.train, task.test
+    tuning = _tuning_splits(task, protocol)
+    splits = {"train": train, "test": test, **tuning}
     limit = config.limit if config.limit is not None and config.limit < len(test) else None
     common = {
         "architecture": backbone.architecture,
@@ -117,7 +134,8 @@ def prepare(
     shared = common | {
         "limit": limit,
         "num_classes": task.num_classes,
-        "parameters": protocol.parameters(),
+        "parameters": protocol.parameters()
+        | {f"{role}_fingerprint": part.fingerprint for role, part in tuning.items()},
         "protocol": protocol.name,
         "test_fingerprint": test.fingerprint,
         "train_fingerprint": train.fingerprint,
@@ -144,6 +162,7 @@ def prepare(
     rows = {
         "train": protocol.train_rows(train.labels, task.num_classes, cells) if cells else np.empty(0, np.int64),
         "test": _test_rows(len(test), limit) if cells else np.empty(0, np.int64),
+        **{role: np.arange(len(part) if cells else 0, dtype=np.int64) for role, part in tuning.items()},
     }
     stores = {
         split.name: FeatureStore(
@@ -153,9 +172,10 @@ def prepare(
             split.name,
             identity(FEATURE_FIELDS, common | {"split_fingerprint": split.fingerprint}),
         )
-        for split in (train, test)
+        for part in splits.values()
+        for split in part.bases
     }
-    notes = protocol.check(train.labels, task.num_classes)
+    notes = [*protocol.check(train.labels, task.num_classes), *_notes(task, test.labels)]
     same_as = " and ".join(sorted(names_there - {task.name}))
     return Job(
         backbone,
@@ -165,6 +185,7 @@ def prepare(
         preprocessing,
         identities,
         wanted,
+        splits,
         rows,
         stores,
         limit,
@@ -190,16 +211,19 @@ def carry_out(
     failures: list[str] = []
     if not job.records_wanted:
         return made, failures
-    features = {split: _extract(job, split, config, reporter) for split in ("train", "test")}
+    features = _features(job, config, reporter)
+    tuning = Tuning(features["tune_train"], features["tune_validation"]) if job.protocol.tunes else None
     source = provenance(command, str(job.backbone.device), job.backbone.provenance_notes)
     label = f"score   {job.backbone.spec.label} · {job.task.name}"
     with reporter.track(label, job.records_wanted, "records") as advance:
         for name, cells in job.wanted.items():
             try:
                 for outcome, seconds in _timed(
-                    job.protocol.evaluate(features["train"], features["test"], name, job.task.num_classes, cells)
+                    job.protocol.evaluate(
+                        features["train"], features["test"], name, job.task.num_classes, cells, tuning
+                    )
                 ):
-                    record = _record(job, name, outcome, seconds, source)
+                    record = _record(job, name, outcome, features["test"], seconds, source)
                     results.write(record, _predictions(outcome, features["test"]))
                     made.add(record.key)
                     advance(1)
@@ -218,22 +242,60 @@ def _timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
         started = time.perf_counter()
 
 
-def _extract(job: Job, split: str, config: RunConfig, reporter: Reporter) -> FeatureSet:
-    missing = job.images_missing()[split]
-    for path in job.stores[split].damaged:
-        reporter.warn(f"the shard {path.name} of {job.task.name} ({split}) is damaged: its images are embedded again")
-    label = f"extract {job.backbone.spec.label} · {job.task.name} {split}"
+def _features(job: Job, config: RunConfig, reporter: Reporter) -> dict[str, FeatureSet]:
+    """Role to the features of its split; every image of a stored split goes through the backbone once, whatever its roles."""
+    bases = {base.name: base for split in job.splits.values() for base in split.bases}
+    sets = {name: _extract(job, bases[name], rows, config, reporter) for name, rows in job.stored_rows.items()}
+    return {role: split_features(split, job.rows[role], sets) for role, split in job.splits.items()}
+
+
+def _extract(job: Job, split: Split, rows: IntArray, config: RunConfig, reporter: Reporter) -> FeatureSet:
+    store = job.stores[split.name]
+    missing = job.images_missing()[split.name]
+    for path in store.damaged:
+        reporter.warn(
+            f"the shard {path.name} of {job.task.name} ({split.name}) is damaged: its images are embedded again"
+        )
+    label = f"extract {job.backbone.spec.label} · {job.task.name} {split.name}"
     with reporter.track(label, missing, "images") as advance:
         options = ExtractionOptions(config.batch_size, config.workers, advance, reporter.warn)
-        return feature_set(
-            job.backbone,
-            job.task.split(split),
-            job.preprocessing,
-            list(job.wanted),
-            job.rows[split],
-            job.stores[split],
-            options,
+        return feature_set(job.backbone, split, job.preprocessing, list(job.wanted), rows, store, options)
+
+
+def _preprocess(config: RunConfig, task: Task) -> str:
+    """The preprocessing that is asked for; `task` is what the task file names."""
+    if config.preprocess != TASK:
+        return config.preprocess
+    if not task.spec.preprocess:
+        raise UsageError(f"task '{task.name}' names no preprocessing: use --preprocess auto, or a preset")
+    return task.spec.preprocess
+
+
+def _tuning_splits(task: Task, protocol: Protocol) -> dict[str, Split]:
+    """Role to split, of what a hyper-parameter is chosen on; empty for a protocol that chooses none that way."""
+    if not protocol.tunes:
+        return {}
+    splits = task.tuning_splits()
+    if splits is None:
+        raise UsageError(
+            f"task '{task.name}' has no splits to tune on (evaluation.tune_train and tune_validation in its file): "
+            f"use --l2 loo, which needs none"
         )
+    return {"tune_train": splits[0], "tune_validation": splits[1]}
+
+
+def _notes(task: Task, labels: IntArray) -> list[str]:
+    """What a user should know of a task's data.
+
+    Raises:
+        DataError: The task's metric is not defined on it.
+    """
+    scored = metrics.check(task.spec.metric, labels, task.num_classes, task.label_sets)
+    unverified = (
+        [f"unverified: nobody had seen this source before; it is {task.source}"] if task.spec.unverified else []
+    )
+    synthetic = ["synthetic: the images were rendered by a program"] if task.spec.synthetic else []
+    return [*(f"accepted: {line}" for line in task.deviations), *scored, *unverified, *synthetic]
 
 
 def _representations(config: RunConfig, backbone: Backbone) -> tuple[list[str], list[str]]:
@@ -269,7 +331,7 @@ def _test_rows(size: int, limit: int | None) -> IntArray:
     return np.arange(limit, dtype=np.int64) * size // limit
 
 
-def _record(job: Job, name: str, outcome: Outcome, seconds: float, source: Provenance) -> Record:
+def _record(job: Job, name: str, outcome: Outcome, test: FeatureSet, seconds: float, source: Provenance) -> Record:
     backbone, task, cell = job.backbone, job.task, outcome.cell
     found = job.identities[name, cell]
     return Record(
@@ -286,6 +348,10 @@ def _record(job: Job, name: str, outcome: Outcome, seconds: float, source: Prove
         num_classes=task.num_classes,
         metric=task.spec.metric,
         chance=task.chance,
+        splits={role: split.name for role, split in job.splits.items()},
+        source=task.source,
+        deviations=list(task.deviations),
+        synthetic=task.spec.synthetic,
         protocol=job.protocol.name,
         protocol_label=job.protocol.label(),
         parameters=job.protocol.parameters(),
@@ -294,7 +360,7 @@ def _record(job: Job, name: str, outcome: Outcome, seconds: float, source: Prove
         limit=job.limit,
         preprocessing=str(job.preprocessing),
         dtype=backbone.dtype,
-        scores=outcome.scores,
+        scores=_scores(task, outcome, test),
         details=outcome.details,
         warnings=list(outcome.warnings),
         n_support=outcome.n_support,
@@ -304,5 +370,17 @@ def _record(job: Job, name: str, outcome: Outcome, seconds: float, source: Prove
     )
 
 
-def _predictions(outcome: Outcome, test: FeatureSet) -> dict[str, IntArray]:
-    return {"row": test.rows, "label": test.labels[test.rows], "prediction": outcome.predictions}
+def _scores(task: Task, outcome: Outcome, test: FeatureSet) -> dict[str, float]:
+    label_sets = task.label_sets.take(test.rows) if task.label_sets is not None else None
+    found = metrics.scores(outcome.ranking, test.labels[test.rows], task.num_classes, label_sets)
+    metrics.required(task.spec.metric, found)
+    return found
+
+
+def _predictions(outcome: Outcome, test: FeatureSet) -> dict[str, npt.NDArray[Any]]:
+    columns: dict[str, npt.NDArray[Any]] = {
+        "row": test.rows,
+        "label": test.labels[test.rows],
+        "prediction": outcome.predictions,
+    }
+    return columns if outcome.confidence is None else columns | {"confidence": outcome.confidence.astype(np.float32)}

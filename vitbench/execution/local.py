@@ -6,23 +6,25 @@ import gc
 import hashlib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from vitbench.backbones import BACKBONES
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec, parse_representation
-from vitbench.errors import VitbenchError, first_line
-from vitbench.execution.config import AUTO, RunConfig
+from vitbench.errors import UsageError, VitbenchError, first_line
+from vitbench.execution.config import AUTO, TASK, RunConfig
 from vitbench.execution.job import Job, carry_out, prepare
 from vitbench.execution.reporter import Reporter
 from vitbench.features.load import load_backbone
+from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Protocol
 from vitbench.records.atomic import check_writable, sweep, write_text
 from vitbench.records.store import ResultStore
 from vitbench.tasks import transforms
 from vitbench.tasks.catalog import expand_tasks, load_task
+from vitbench.tasks.splits import parse
 from vitbench.tasks.task import Task
 
 
@@ -87,15 +89,23 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
         BACKBONES.check(parse_backbone_spec(spec).kind)
     for name in config.representations:
         parse_representation(name)
-    transforms.check(config.preprocess)
+    if config.preprocess != TASK:
+        transforms.check(config.preprocess)
+    for name in config.task_data:
+        if not set(expand_tasks([name])) & set(task_names):
+            raise UsageError(f"--task-data names the task '{name}', which is not among the tasks of this run")
+    for split in (config.train_split, config.test_split):
+        if split:
+            parse(split)
     if not dry_run:
         check_writable(config.out)
         sweep(config.out / "records")
         config.save()
     run = _Run(config, protocol, reporter, command, dry_run)
-    tasks = list(run.load_tasks(task_names))
-    for spec in config.backbones if tasks else ():
-        run.backbone(spec, tasks)
+    with offline() if config.offline else nullcontext():
+        tasks = list(run.load_tasks(task_names))
+        for spec in config.backbones if tasks else ():
+            run.backbone(spec, tasks)
     return run.result
 
 
@@ -112,7 +122,7 @@ class _Run:
     def load_tasks(self, names: list[str]) -> Iterator[Task]:
         for name in names:
             with self._failing_alone(""):
-                yield load_task(name)
+                yield load_task(name, self.config.task_options)
 
     def backbone(self, spec: str, tasks: list[Task]) -> None:
         """Every job of one backbone, which is loaded once and released afterwards."""
@@ -192,5 +202,5 @@ def _planned(job: Job) -> PlannedJob:
         records=len(job.identities),
         present=len(job.identities) - job.records_wanted,
         images=missing,
-        cached=sum(map(len, job.rows.values())) - missing,
+        cached=sum(map(len, job.stored_rows.values())) - missing,
     )

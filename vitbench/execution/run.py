@@ -48,7 +48,8 @@ def run(
         config: A YAML file with the fields of `vitbench.execution.config.RunConfig`; the arguments override it.
         reporter: Hears of the progress; nobody does if not given.
         options: Further options of the protocol.
-        **settings: Further fields of `RunConfig`, such as `limit`, `dtype`, `device`, `batch_size`, `on_existing`.
+        **settings: `suite` (`vtab`: its tasks, protocol and preprocessing), and further fields of `RunConfig`, such as `limit`,
+            `dtype`, `device`, `batch_size`, `on_existing`, `train_split`, `task_data`.
 
     Returns:
         One row per record, as `vitbench.load_results` gives them.

@@ -124,7 +124,7 @@ def _decoded_batches(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def decode(row: int) -> Tensor:
-        return preprocessing.geometry(split.image(row), split.rows.where(row))
+        return preprocessing.geometry(split.image(row), split.where(row))
 
     try:
         while batches or ahead:

@@ -7,5 +7,5 @@ from vitbench.registry import Registry
 PROTOCOLS = Registry(
     "protocol",
     "vitbench.protocols",
-    {"fewshot": "vitbench.protocols.fewshot:FewShot"},
+    {"fewshot": "vitbench.protocols.fewshot:FewShot", "ridge": "vitbench.protocols.ridge:Ridge"},
 )

@@ -32,21 +32,40 @@ class Outcome:
 
     Attributes:
         cell: Which cell.
-        scores: Metric name to value; `accuracy` is a fraction.
-        predictions: `[n_test]` int64, the predicted class of each test row, in the order of the test rows.
+        ranking: `[n_test, R]` int64, the R best classes of each test row, best first (R is 5, or the number of classes if that
+            is less), in the order of the test rows. Every score is computed from it.
         n_support: Number of labelled images that were learned from.
         n_test: Number of images that were scored.
         details: What else the record should hold (`l2`, `n_per_class_min`, …): JSON values only.
         warnings: What a reader of the record should know.
+        confidence: `[n_test]` float, the estimated probability that each prediction is right; None when the protocol has none.
     """
 
     cell: Cell
-    scores: dict[str, float]
-    predictions: IntArray
+    ranking: IntArray
     n_support: int
     n_test: int
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    confidence: npt.NDArray[np.floating[Any]] | None = None
+
+    @property
+    def predictions(self) -> IntArray:
+        """`[n_test]` int64, the predicted class of each test row."""
+        return self.ranking[:, 0]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Features on which a hyper-parameter is chosen, none of them of a test image.
+
+    Attributes:
+        train: What is learned from while choosing.
+        validation: What chooses.
+    """
+
+    train: FeatureSet
+    validation: FeatureSet
 
 
 class Protocol(ABC):
@@ -54,6 +73,11 @@ class Protocol(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+
+    @property
+    def tunes(self) -> bool:
+        """Whether `evaluate` needs the task's tuning splits; no by default."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -92,11 +116,21 @@ class Protocol(ABC):
 
     @abstractmethod
     def evaluate(
-        self, train: FeatureSet, test: FeatureSet, name: str, num_classes: int, cells: Sequence[Cell]
+        self,
+        train: FeatureSet,
+        test: FeatureSet,
+        name: str,
+        num_classes: int,
+        cells: Sequence[Cell],
+        tuning: Tuning | None = None,
     ) -> Iterator[Outcome]:
-        """Score representation `name` in each of `cells`; an outcome is given as soon as it is known."""
+        """Score representation `name` in each of `cells`; an outcome is given as soon as it is known.
 
-
-def accuracy(predictions: IntArray, labels: npt.NDArray[np.int64]) -> float:
-    """Fraction of predictions that equal their label."""
-    return float(np.mean(predictions == labels))
+        Args:
+            train: The train split's features, of the rows that `train_rows` named.
+            test: The test rows' features.
+            name: Canonical name of the representation.
+            num_classes: Number of classes that the task declares.
+            cells: The cells to be evaluated.
+            tuning: Features of the task's tuning splits, every row of both; given when `tunes` is true.
+        """

@@ -16,23 +16,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitbench.errors import DataError, UsageError, unknown
+from vitbench.errors import UsageError
 from vitbench.features.featureset import FeatureSet, IntArray
-from vitbench.protocols.base import Cell, Outcome, Protocol, accuracy
-from vitbench.protocols.options import items, penalty, seed_items, whole_number
-from vitbench.solvers import ridge
-from vitbench.solvers.leave_one_out import Criterion, choose
+from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
+from vitbench.protocols.closed_form import (
+    GRID,
+    class_counts,
+    finite,
+    fit,
+    missing_classes,
+    outcome,
+    penalty_fields,
+    penalty_label,
+    penalty_parameters,
+)
+from vitbench.protocols.metrics import accuracy
+from vitbench.protocols.options import distinct, items, known_options, seed_items, switch, whole_number
+from vitbench.solvers.leave_one_out import Criterion
 from vitbench.solvers.sampling import class_permutations, support_set
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GRID = tuple(2.0**power for power in range(-9, 21))
-"""The penalties that leave-one-out chooses from: 30 powers of two, big_vision's 1024 among them."""
-
-CRITERIA: tuple[Criterion, ...] = ("squared_error", "accuracy")
-
-_LARGEST_FEATURE = 1e150
 _MOST_CLASSES = 1_000_000  # labels beyond it are identifiers of some other kind, and would fill the memory with classes
 
 
@@ -67,42 +72,33 @@ class FewShot(Protocol):
         Raises:
             UsageError: A value that cannot be meant.
         """
-        if self.criterion not in CRITERIA:
-            raise unknown("criterion of protocol 'fewshot':", str(self.criterion), CRITERIA)
         values = {
-            "shots": tuple(whole_number("shots", item, least=1) for item in items("shots", self.shots)),
-            "seeds": tuple(whole_number("seeds", item, least=0) for item in seed_items(self.seeds)),
-            "l2": self.l2 if self.l2 in ("paper", "loo") else penalty("l2", self.l2, "'paper', 'loo' or "),
-            "grid": tuple(sorted(penalty("grid", item) for item in items("grid", self.grid))),
+            "shots": distinct("shots", [whole_number("shots", item, least=1) for item in items("shots", self.shots)]),
+            "seeds": distinct("seeds", [whole_number("seeds", item, least=0) for item in seed_items(self.seeds)]),
+            **penalty_fields(self.name, ("paper", "loo"), self.l2, self.criterion, self.grid),
         }
         for name, value in values.items():
-            if isinstance(value, tuple) and len(set(value)) < len(value):
-                raise UsageError(f"protocol 'fewshot': {name} has a value twice: {', '.join(map(str, value))}")
             object.__setattr__(self, name, value)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Make the protocol from the fields' names and values; see `Protocol.from_options`."""
-        names = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in names:
-                raise unknown("option of protocol 'fewshot':", str(name), names)
-        return cls(**options)
+        values = dict(options)
+        if switch("tune", values.pop("tune", False)):
+            raise UsageError(
+                "protocol 'fewshot' reads no tuning splits: --l2 loo chooses l2 on each support set, and "
+                "--protocol ridge --tune chooses it on the task's tuning splits"
+            )
+        known_options(cls.name, values, [field.name for field in fields(cls)])
+        return cls(**values)
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters that can change a score; `"paper"` and 1024 are the same score, and so the same parameters."""
-        solver = {"bias": ridge.BIAS, "epsilon": ridge.EPSILON, "solver": ridge.SOLVER_VERSION}
-        if self.l2 == "loo":
-            return {"l2": "loo", "criterion": self.criterion, "grid": list(self.grid), **solver}
-        return {"l2": ridge.PAPER_L2 if self.l2 == "paper" else self.l2, **solver}
+        """The parameters that can change a score; see `Protocol.parameters`."""
+        return penalty_parameters(self.l2, self.criterion, self.grid)
 
     def label(self) -> str:
         """What is done about the penalty: `l2 = 1024`, `l2 by leave-one-out error`."""
-        if self.l2 != "loo":
-            return f"l2 = {self.parameters()['l2']:g}"
-        by = "error" if self.criterion == "squared_error" else self.criterion
-        values = "" if self.grid == GRID else f" from {len(self.grid)} values, {self.grid[0]:g} to {self.grid[-1]:g}"
-        return f"l2 by leave-one-out {by}{values}"
+        return penalty_label(self.l2, self.criterion, self.grid)
 
     def cells(self) -> list[Cell]:
         """Every shot with every seed."""
@@ -118,7 +114,7 @@ class FewShot(Protocol):
         Raises:
             DataError: No class has an image, or a label is not one of the classes.
         """
-        counts = _class_counts(labels, num_classes, "train")
+        counts = class_counts(labels, num_classes, "train")
         return list(dict.fromkeys(line for shot in self.shots for line in _shortages(counts, shot)))
 
     def train_rows(self, labels: IntArray, num_classes: int, cells: Sequence[Cell]) -> IntArray:
@@ -130,9 +126,15 @@ class FewShot(Protocol):
         return np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
 
     def evaluate(
-        self, train: FeatureSet, test: FeatureSet, name: str, num_classes: int, cells: Sequence[Cell]
+        self,
+        train: FeatureSet,
+        test: FeatureSet,
+        name: str,
+        num_classes: int,
+        cells: Sequence[Cell],
+        tuning: Tuning | None = None,
     ) -> Iterator[Outcome]:
-        """Fit and score every cell; see `Protocol.evaluate`.
+        """Fit every cell and rank its test rows; see `Protocol.evaluate`.
 
         The solve is float64 on the device that holds the features. No work is shared between cells but the checks and the draws:
         each support set is standardised with its own statistics, so that one's Gram matrix is no part of another's.
@@ -140,60 +142,18 @@ class FewShot(Protocol):
         Raises:
             DataError: No labelled image, a label that is not one of the classes, or features that are NaN or infinite.
         """
-        counts = _class_counts(train.labels, num_classes, "train")
-        test_labels = test.labels[test.rows]
-        _class_counts(test_labels, num_classes, "test")
-        queries = _finite(test.representations[name], "test")
+        counts = class_counts(train.labels, num_classes, "train")
+        class_counts(test.labels[test.rows], num_classes, "test")
+        queries = finite(test.representations[name], "test")
         permutations: dict[int, list[IntArray]] = {}
         for cell in cells:
             if cell.seed not in permutations:
                 permutations[cell.seed] = class_permutations(train.labels, num_classes, cell.seed)
             rows = support_set(permutations[cell.seed], cell.shot)
-            support = _finite(train.select(name, rows), "train")
-            labels = torch.from_numpy(train.labels[rows]).to(support.device)
-            model, details, warnings = self._fit(support, labels, num_classes)
-            predictions: IntArray = model.predict(queries).cpu().numpy()
-            if bool(torch.isinf(model.standardisation.scale).all()):
-                warnings = [*warnings, "every feature is constant over the support set: the score is a guess"]
+            support = finite(train.select(name, rows), "train")
+            fitted = fit(support, train.labels[rows], num_classes, self.l2, self.criterion, self.grid)
             per_class = np.minimum(counts, cell.shot)
-            sizes = {"n_per_class_min": int(per_class.min()), "n_per_class_max": int(per_class.max())}
-            yield Outcome(
-                cell=cell,
-                scores={"accuracy": accuracy(predictions, test_labels)},
-                predictions=predictions,
-                n_support=len(rows),
-                n_test=len(test_labels),
-                details={**details, **sizes},
-                warnings=(*_shortages(counts, cell.shot), *warnings),
-            )
-
-    def _fit(
-        self, support: Tensor, labels: Tensor, num_classes: int
-    ) -> tuple[ridge.RidgeClassifier, dict[str, Any], list[str]]:
-        """A classifier, what to record about its penalty, and what to warn of."""
-        if self.l2 != "loo":
-            l2 = ridge.PAPER_L2 if self.l2 == "paper" else self.l2
-            return ridge.fit(support, labels, num_classes, l2), {"l2": l2}, []
-        spectrum = ridge.decompose(ridge.prepare(support, labels, num_classes))
-        choice = choose(spectrum, self.grid, self.criterion)
-        l2 = choice.l2
-        on_edge = len(self.grid) > 1 and l2 in (self.grid[0], self.grid[-1])
-        warnings = []
-        if on_edge:
-            end = "smallest" if l2 == self.grid[0] else "largest"
-            warnings.append(f"leave-one-out chose the {end} l2 of the grid, {l2:g}: a value beyond it may be better")
-        if int(spectrum.problem.counts.max()) == 1:
-            warnings.append(
-                "leave-one-out chose l2 from one image per class: the class of an image left out is never seen, "
-                "so the choice says little; l2=paper is the safer one"
-            )
-        details = {
-            "l2": l2,
-            "loo_error": choice.squared_error,
-            "loo_accuracy": choice.accuracy,
-            "l2_on_edge": on_edge,
-        }
-        return ridge.RidgeClassifier(spectrum.problem.standardisation, ridge.weights(spectrum, l2)), details, warnings
+            yield outcome(cell, fitted, queries, per_class, _shortages(counts, cell.shot), "support set")
 
 
 def fewshot(
@@ -259,16 +219,16 @@ def fewshot(
         for x, y in ((train_x, train_y), (test_x, test_y))
     )
     outcomes = protocol.evaluate(train, test, "features", num_classes, protocol.cells())
-    return pd.DataFrame([_table_row(outcome) for outcome in outcomes])
+    return pd.DataFrame([_table_row(found, test_y) for found in outcomes])
 
 
-def _table_row(outcome: Outcome) -> dict[str, Any]:
+def _table_row(outcome: Outcome, labels: IntArray) -> dict[str, Any]:
     details = dict(outcome.details)
     return {
         "shot": outcome.cell.shot,
         "seed": outcome.cell.seed,
         "l2": details.pop("l2"),
-        **outcome.scores,
+        "accuracy": accuracy(outcome.predictions, labels),
         "n_support": outcome.n_support,
         "n_test": outcome.n_test,
         "n_per_class_min": details.pop("n_per_class_min"),
@@ -278,27 +238,8 @@ def _table_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _class_counts(labels: IntArray, num_classes: int, split: str) -> IntArray:
-    """Number of images of every class, `[num_classes]`."""
-    if not len(labels):
-        raise DataError(f"the {split} split has no image of any class")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise DataError(
-            f"the {split} split has label {wrong}, which is none of the {num_classes} classes 0 to {num_classes - 1}"
-        )
-    return np.bincount(labels, minlength=num_classes)
-
-
 def _shortages(counts: IntArray, shot: int) -> list[str]:
-    lines = []
-    missing = np.flatnonzero(counts == 0)
-    if len(missing):
-        lines.append(
-            f"{len(missing)} of {len(counts)} classes have no train image (the first is class {missing[0]}): "
-            "their test images cannot be recognised"
-        )
+    lines = missing_classes(counts)
     short = counts[(counts > 0) & (counts < shot)]
     if len(short):
         lines.append(
@@ -306,22 +247,6 @@ def _shortages(counts: IntArray, shot: int) -> list[str]:
             f"(the fewest: {short.min()}); each of them gives all it has"
         )
     return lines
-
-
-def _finite(features: Tensor, split: str) -> Tensor:
-    """The features, where float64 exists, once they are known to be finite."""
-    # NaN and infinity survive a sum, which is many times faster than a look at every value; a sum can also overflow by itself.
-    suspects = features[~torch.isfinite(features.sum(dim=1))]
-    bad = int((~torch.isfinite(suspects).all(dim=1)).sum())
-    if bad:
-        raise DataError(
-            f"{bad} of {len(features)} {split} rows have NaN or infinite features; a half-precision overflow looks like this"
-        )
-    if features.dtype == torch.float64 and float(features.abs().max()) > _LARGEST_FEATURE:
-        raise DataError(
-            f"the {split} features go up to {float(features.abs().max()):.2g}, whose squares float64 cannot hold"
-        )
-    return features.cpu() if features.device.type == "mps" else features
 
 
 def _as_features(value: Any, name: str, device: str | torch.device | None) -> Tensor:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from vitbench.errors import UsageError
+from vitbench.errors import UsageError, unknown
 
 L2_RANGE = (1e-30, 1e30)
 MOST_SEEDS = 10_000
+
+_SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def known_options(protocol: str, options: Iterable[str], names: Sequence[str], hint: str = "") -> None:
+    """Refuse an option that the protocol does not have.
+
+    Raises:
+        UsageError: There is one; the nearest names are offered.
+    """
+    for name in options:
+        if name not in names:
+            raise unknown(f"option of protocol '{protocol}':", str(name), names, hint=hint)
 
 
 def items(option: str, value: Any) -> list[Any]:
@@ -27,6 +40,30 @@ def items(option: str, value: Any) -> list[Any]:
         found = list(value) if isinstance(value, Iterable) else [value]
     if not found:
         raise UsageError(f"protocol option: {option} is empty; give at least one")
+    return found
+
+
+def distinct(option: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    """The values as a tuple.
+
+    Raises:
+        UsageError: One comes twice.
+    """
+    found = tuple(values)
+    if len(set(found)) < len(found):
+        raise UsageError(f"protocol option: {option} has a value twice: {', '.join(map(str, found))}")
+    return found
+
+
+def switch(option: str, value: Any) -> bool:
+    """A yes or no, given as a bool or as text.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    found = value if isinstance(value, bool) else _SWITCH.get(str(value).strip().lower())
+    if found is None:
+        raise UsageError(f"protocol option: {option} must be true or false, got {value!r}")
     return found
 
 

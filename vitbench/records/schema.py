@@ -43,8 +43,14 @@ class Record(BaseModel):
     num_parameters: int = Field(description="parameters of the backbone, without any classifier")
     task: str
     num_classes: int
-    metric: str
-    chance: float = Field(description="accuracy of always answering with one class, on average")
+    metric: str = Field(description="the score that tables show, one of the names in `scores`")
+    chance: float = Field(description="expected value of that score for a guess that is uniform over the classes")
+    splits: dict[str, str] = Field(
+        {}, description="what was learned from and scored: role (train, test) to the split's name or expression"
+    )
+    source: str = Field("", description="where the data is from: repository@commit, or kind and path")
+    deviations: list[str] = Field([], description="what differs from the task file and was taken by --accept-sizes")
+    synthetic: bool = Field(False, description="whether the images were rendered by a program")
     protocol: str
     protocol_label: str = Field(description="the protocol's parameters in a few words, for titles")
     parameters: dict[str, Any] = Field(description="parameters of the protocol")
@@ -55,10 +61,15 @@ class Record(BaseModel):
     )
     preprocessing: str
     dtype: str
-    scores: dict[str, float] = Field(description="metric to value; accuracy is a fraction")
+    scores: dict[str, float] = Field(description="metric to value, each a fraction")
     details: dict[str, Any] = Field(description="what else the protocol reports, such as the l2 that was used")
     warnings: list[str]
     n_support: int
     n_test: int
     seconds: float = Field(description="time of this outcome's evaluation, without extraction")
     provenance: Provenance
+
+    @property
+    def score(self) -> float:
+        """The value of the task's own metric."""
+        return self.scores[self.metric]

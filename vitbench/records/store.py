@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
@@ -14,7 +14,6 @@ from vitbench.records.atomic import slug, write_file, write_text
 from vitbench.records.schema import Record
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
@@ -52,19 +51,22 @@ class ResultStore:
             raise KeyError(key)
         return self._whole[key]
 
-    def write(self, record: Record, predictions: dict[str, npt.NDArray[np.int64]]) -> Path:
+    def write(self, record: Record, predictions: Mapping[str, npt.NDArray[Any]]) -> Path:
         """Write a record and its predictions; the record last, whole or not at all.
 
         Args:
             record: What was measured.
-            predictions: Columns of the predictions table, each `[n_test]` int64: `row`, `label`, `prediction`.
+            predictions: Columns of the predictions table, each `[n_test]`: `row`, `label`, `prediction` int64, and `confidence`
+                float32 where the protocol has one.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = self.folder / slug(record.backbone_name) / Path(*map(slug, record.task.split("/")))
         path = self._paths.get(record.key, folder / f"{record.key}.json")
-        write_file(path.with_suffix(".parquet"), lambda temporary: pq.write_table(pa.table(predictions), temporary))
+        write_file(
+            path.with_suffix(".parquet"), lambda temporary: pq.write_table(pa.table(dict(predictions)), temporary)
+        )
         write_text(path, record.model_dump_json(indent=2) + "\n")
         self._paths[record.key] = path
         self._whole[record.key] = record
@@ -146,16 +148,28 @@ def as_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 _ORDER = ["backbone", "representation", "task", "protocol", "shot", "seed", "key"]
-_COLUMNS = [*_ORDER[:-1], "l2", "accuracy", "n_support", "n_test", "key"]
+_COLUMNS = [*_ORDER[:-1], "l2", "score", "accuracy", "n_support", "n_test", "key"]
 
 
 def _row(record: Record) -> dict[str, object]:
-    nested = {"scores", "details", "identity", "provenance", "parameters", "warnings", "schema_version"}
+    nested = {
+        "scores",
+        "splits",
+        "deviations",
+        "details",
+        "identity",
+        "provenance",
+        "parameters",
+        "warnings",
+        "schema_version",
+    }
     row: dict[str, object] = record.model_dump(exclude=nested)
-    row |= {"l2": None, **record.scores, **record.details}
+    row |= {"l2": None, "score": record.scores.get(record.metric), **record.scores, **record.details}
     shown = ("architecture", "weights", "train_fingerprint", "test_fingerprint", "identity_version")
     row |= {name: record.identity[name] for name in shown}
     row["parameters"] = ", ".join(f"{name}={value}" for name, value in record.parameters.items())
+    row["train_split"], row["test_split"] = record.splits.get("train", "train"), record.splits.get("test", "test")
+    row["deviations"] = "; ".join(record.deviations)
     row["warnings"] = "; ".join(record.warnings)
     row["created"] = record.provenance.created
     row["command"] = record.provenance.command

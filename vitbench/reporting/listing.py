@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import unknown
+
+if TYPE_CHECKING:
+    from vitbench.tasks.spec import SplitSpec
 
 KINDS = ("tasks", "suites", "backbones", "protocols", "representations")
 
@@ -57,24 +60,36 @@ def _tasks() -> list[dict[str, Any]]:
     rows = []
     for name, path in task_files().items():
         spec = read_task_file(path)
+        marks = {"unverified": spec.unverified, "synthetic": spec.synthetic, spec.metric: spec.metric != "accuracy"}
         rows.append(
             {
                 "name": name,
                 "title": spec.title,
                 "classes": spec.num_classes or 0,
-                "train": spec.splits["train"].size or 0,
-                "test": spec.splits["test"].size or 0,
-                "source": getattr(spec.source, "repo", None) or spec.source.kind,
-                "download_MB": round((spec.download_bytes or 0) / 1e6),
+                "train": spec.splits[spec.evaluation.train].size or 0,
+                "test": spec.splits[spec.evaluation.test].size or 0,
+                "MB": "?" if spec.download_bytes is None else round(spec.download_bytes / 1e6),
+                "notes": ", ".join(mark for mark, holds in marks.items() if holds),
             }
         )
     return rows
 
 
 def _suites() -> list[dict[str, Any]]:
-    from vitbench.tasks.catalog import suites
+    from vitbench.tasks.catalog import SUITE_FILE, suite_spec, suites, task_folder
 
-    return [{"name": name, "tasks": ", ".join(tasks)} for name, tasks in suites().items()]
+    rows = []
+    for name, tasks in suites().items():
+        own = suite_spec(name) if (task_folder() / name / SUITE_FILE).is_file() else None
+        rows.append(
+            {
+                "name": name,
+                "title": own.title if own else "",
+                "tasks": len(tasks),
+                "--suite runs": f"{own.protocol}, preprocess {own.preprocess}" if own else "",
+            }
+        )
+    return rows
 
 
 def _backbones() -> list[dict[str, Any]]:
@@ -103,21 +118,40 @@ def task_fields(name: str) -> dict[str, Any]:
     from vitbench.tasks.catalog import find_task
 
     full, path, spec = find_task(name)
-    fields = spec.model_dump(mode="json", exclude={"class_names", "splits", "source"})
-    rest = {key: value for key, value in fields.items() if key not in ("title", "description")}
+    source = spec.source.model_dump(mode="json", exclude_defaults=True, exclude_none=True) | {"kind": spec.source.kind}
+    if spec.source.kind == "hub":
+        source["revision"] = spec.source.revision or "not pinned: the first fetch pins it"
+    rest = spec.model_dump(
+        mode="json", exclude={"title", "description", "source", "splits", "class_names", "evaluation"}
+    )
+    rest["download_bytes"] = "not measured" if spec.download_bytes is None else spec.download_bytes
+    hidden = () if any(split.fraction for split in spec.splits.values()) else ("split_seed",)
     return {
         "name": full,
         "title": spec.title,
         "description": spec.description,
-        "source": spec.source.model_dump(mode="json"),
-        "splits": {
-            split: {key: value for key, value in part.model_dump(mode="json").items() if value not in (None, [], "")}
-            for split, part in spec.splits.items()
-        },
-        **rest,
+        "source": source,
+        "splits": {split: _split_text(part) for split, part in spec.splits.items()},
+        "evaluation": ", ".join(f"{role} {split}" for role, split in spec.evaluation if split),
+        **{key: value for key, value in rest.items() if key not in hidden},
         "class_names": ", ".join(spec.class_names),
         "file": str(path) if path else None,
     }
+
+
+def _split_text(part: SplitSpec) -> str:
+    """One split on one line: where it is from, and how many images it should have."""
+    parts = [
+        ", ".join(part.files),
+        part.folder and f"folder {part.folder}",
+        part.rows and f"rows {part.rows[0]} to {part.rows[1]}",
+        part.fraction and f"{part.fraction:.0%} of every class",
+        part.select,
+        part.index and f"rows listed in {part.index}",
+        part.size and f"{part.size:,} images",
+        "may lack classes" if part.partial else "",
+    ]
+    return " · ".join(str(text) for text in parts if text)
 
 
 def backbone_fields(spec: str, device: str = "auto") -> dict[str, Any]:

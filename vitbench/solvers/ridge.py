@@ -103,6 +103,22 @@ class RidgeClassifier:
         blocks = [block.argmax(dim=1) for block in self._score_blocks(x)]
         return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.int64, device=x.device)
 
+    def ranking(self, x: Tensor, count: int) -> Tensor:
+        """The `count` classes of the highest scores, or all if there are fewer, best first: `[M, min(count, K)]` int64.
+
+        Of equal scores the lowest class comes first, so the first column is `predict`.
+        """
+        return self.ranked(x, count)[0]
+
+    def ranked(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `ranking`, and the highest score of every row, `[M]` in the dtype of the weights."""
+        ranks = [torch.empty(0, min(count, self.weights.shape[1]), dtype=torch.int64, device=x.device)]
+        highest = [self.weights.new_empty(0)]
+        for block in self._score_blocks(x):
+            ranks.append(best_first(block, count))
+            highest.append(block.amax(dim=1))
+        return torch.cat(ranks), torch.cat(highest)
+
     def _score_blocks(self, x: Tensor) -> Iterator[Tensor]:
         # ((x - μ)/s) W = (x - μ)(W/s): dividing the weights spares a pass over the test rows. The mean is subtracted from the
         # rows all the same, because x(W/s) - μ(W/s) would cancel where a mean is far larger than its standard deviation.
@@ -112,6 +128,25 @@ class RidgeClassifier:
         for block in torch.split(x, max(1, BLOCK // max(self.weights.shape))):
             centred = block.to(torch.float64, copy=True).sub_(self.standardisation.mean)
             yield torch.addmm(offset, centred.to(dtype), slopes)
+
+
+def best_first(scores: Tensor, count: int) -> Tensor:
+    """Columns of the `count` highest scores of each row, or all, highest first; of equal scores the lowest column first.
+
+    Args:
+        scores: `[M, K]`, none of them NaN.
+        count: How many, at least 1.
+
+    Returns:
+        `[M, min(count, K)]` int64.
+    """
+    best = scores.topk(min(count + 1, scores.shape[1]), dim=1)
+    ranking = best.indices[:, :count]
+    # topk does not say which of equal scores it takes, nor in what order: rows that have some are sorted, which is far slower.
+    tied = (best.values[:, 1:] == best.values[:, :-1]).any(dim=1)
+    if bool(tied.any()):
+        ranking[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return ranking
 
 
 @dataclass(frozen=True)

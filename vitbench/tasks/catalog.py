@@ -12,9 +12,11 @@ from vitbench.errors import DataError, UsageError, unknown
 
 if TYPE_CHECKING:
     from vitbench.tasks.spec import TaskSpec
-    from vitbench.tasks.task import Task
+    from vitbench.tasks.suite import SuiteSpec
+    from vitbench.tasks.task import Task, TaskOptions
 
 FOLDER_PREFIX = "imagefolder:"
+SUITE_FILE = "suite.yaml"
 
 
 def task_folder() -> Path:
@@ -31,11 +33,11 @@ def task_files() -> dict[str, Path]:
     Other packages add tasks by an entry point of the group `vitbench.tasks` that names a package holding YAML files; the
     entry's name is their suite.
     """
-    found = {_name(path, task_folder()): path for path in sorted(task_folder().rglob("*.yaml"))}
+    found = {_name(path, task_folder()): path for path in _yaml_files(task_folder())}
     for point in entry_points(group="vitbench.tasks"):
         module = point.load()
         for folder in map(Path, module.__path__):
-            for path in sorted(folder.rglob("*.yaml")):
+            for path in _yaml_files(folder):
                 name = f"{point.name}/{_name(path, folder)}"
                 if name in found:
                     raise UsageError(f"two tasks are called '{name}': {found[name]} and {path}")
@@ -53,14 +55,49 @@ def suites() -> dict[str, list[str]]:
     return result
 
 
+def suite_spec(name: str) -> SuiteSpec:
+    """How the tasks of a suite are evaluated together, as its authors do.
+
+    Raises:
+        UsageError: There is no such suite, or none that says how it is evaluated; the nearest is offered.
+        DataError: Its file cannot be read.
+    """
+    from vitbench.tasks.suite import read_suite_file
+
+    path = task_folder() / name / SUITE_FILE
+    if name not in suites() or not path.is_file():
+        named = [suite for suite in suites() if (task_folder() / suite / SUITE_FILE).is_file()]
+        raise unknown("suite", name, named, hint="vitbench ls suites")
+    return read_suite_file(path)
+
+
 def expand_tasks(patterns: list[str]) -> list[str]:
     """Turn names, suites, globs, task files and `imagefolder:PATH` into task names, each once, in the order given.
 
     Raises:
         UsageError: A pattern fits nothing (the nearest names are offered), or a short name fits several tasks.
     """
-    expanded = [name for pattern in patterns for name in _expand(pattern)]
-    return list(dict.fromkeys(expanded))
+    expanded = list(dict.fromkeys(name for pattern in patterns for name in _expand(pattern)))
+    called: dict[str, str] = {}
+    for name in expanded:
+        own = _own_name(name)
+        if own in called:
+            raise UsageError(f"two tasks are called '{own}': {called[own]} and {name}: rename one")
+        called[own] = name
+    return expanded
+
+
+def _own_name(name: str) -> str:
+    """The name under which a task's records are kept."""
+    if name.startswith(FOLDER_PREFIX):
+        return f"imagefolder/{Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve().name}"
+    return name if name in task_files() else Path(name).stem
+
+
+def _shortens(pattern: str, name: str) -> bool:
+    """Whether a short name fits: the last part alone, or the first parts and the last (`vtab/resisc45`)."""
+    *folders, last = pattern.split("/")
+    return name.split("/")[-1] == last and (not folders or name.startswith(f"{'/'.join(folders)}/"))
 
 
 def _expand(pattern: str) -> list[str]:
@@ -77,7 +114,7 @@ def _expand(pattern: str) -> list[str]:
         if found := [name for name in names if fnmatch.fnmatchcase(name, pattern)]:
             return found
     else:
-        found = [name for name in names if name.split("/")[-1] == pattern]
+        found = [name for name in names if _shortens(pattern, name)]
         if len(found) == 1:
             return found
         if found:
@@ -89,11 +126,12 @@ def _expand(pattern: str) -> list[str]:
     raise unknown("task", pattern, choices, hint="vitbench ls tasks, a task file's path, or imagefolder:PATH")
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, options: TaskOptions | None = None) -> Task:
     """Load a task: its labels, its splits, its identity. Images are read when they are asked for.
 
     Args:
         name: A task's name (`paper/cifar10`, `cifar10`), a task file's path, or `imagefolder:PATH`.
+        options: Where its data lies, which splits are used, whether other sizes are accepted.
 
     Raises:
         UsageError: No task is called that; the nearest names are offered.
@@ -101,11 +139,11 @@ def load_task(name: str) -> Task:
     """
     from vitbench.tasks.task import Task
 
-    full, path, spec = find_task(name)
-    return Task(full, spec, base=path.parent)
+    full, path, spec = find_task(name, options)
+    return Task(full, spec, base=path.parent, options=options)
 
 
-def find_task(name: str) -> tuple[str, Path, TaskSpec]:
+def find_task(name: str, options: TaskOptions | None = None) -> tuple[str, Path, TaskSpec]:
     """Find a task without loading its data.
 
     Returns:
@@ -115,7 +153,9 @@ def find_task(name: str) -> tuple[str, Path, TaskSpec]:
         UsageError: No task is called that; the nearest names are offered.
         DataError: The task file or the image folder is missing or cannot be read.
     """
-    from vitbench.tasks.spec import FolderSource, SplitSpec, TaskSpec, read_task_file
+    from vitbench.tasks.relocate import relocated
+    from vitbench.tasks.source_spec import FolderSource
+    from vitbench.tasks.spec import SplitSpec, TaskSpec, read_task_file
 
     full = _single(name)
     if full.startswith(FOLDER_PREFIX):
@@ -127,11 +167,15 @@ def find_task(name: str) -> tuple[str, Path, TaskSpec]:
             source=FolderSource(kind="imagefolder", path=folder.name),
             splits={split: SplitSpec(**fields) for split, fields in split_folders(folder).items()},
         )
-        return f"imagefolder/{folder.name}", folder, spec
+        return _own_name(full), folder, spec
     path = task_files().get(full, Path(full).expanduser()).resolve()
     if not path.is_file():
         raise DataError(f"there is no task file {path}")
-    return full if full in task_files() else path.stem, path, read_task_file(path)
+    spec = read_task_file(path)
+    for asked, place in (options.data if options else {}).items():
+        if _single(asked) == full:
+            spec = relocated(spec, Path(place).expanduser().resolve(), full)
+    return _own_name(full), path, spec
 
 
 def _single(name: str) -> str:
@@ -143,3 +187,7 @@ def _single(name: str) -> str:
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.yaml") if path.name != SUITE_FILE)

@@ -8,7 +8,8 @@ What is read how, wherever an image comes from:
   TensorFlow, and what Pillow itself does for 16-bit colour, so gray and colour files agree. `I` also holds 32-bit values: those
   outside 0..65535 have no known range and are refused, and so is floating point (`F`).
 - CMYK and YCCK JPEGs go through Pillow's plain conversion, without a colour profile.
-- EXIF orientation is ignored, as TensorFlow and timm ignore it: pixels are used in the order in which they are stored.
+- EXIF orientation is ignored, as TensorFlow and timm ignore it: pixels are used in the order in which they are stored. (Pillow
+  itself turns TIFFs as it opens them; these are the one exception.)
 - Of an animation or a file of many pages, the first is used.
 
 Pillow decodes JPEG with libjpeg's accurate integer DCT. TensorFlow's evaluation pipelines (big_vision, vit_jax) ask for the fast
@@ -49,6 +50,19 @@ def decode_rgb(data: bytes | Path, where: str) -> Image.Image:
         DataError: The file cannot be read, is no image, is truncated or otherwise broken, has more pixels than Pillow's limit
             (`PIL.Image.MAX_IMAGE_PIXELS`), or has values whose range is not known.
     """
+    return to_rgb(open_image(data, where), where)
+
+
+def open_image(data: bytes | Path, where: str) -> Image.Image:
+    """Open an image file: its size and mode are known then, its pixels are not read yet.
+
+    Args:
+        data: The bytes of the file, or its path.
+        where: What the image is to the user, for error messages.
+
+    Raises:
+        DataError: The file cannot be read, is no image, or has more pixels than Pillow's limit.
+    """
     if isinstance(data, Path):
         try:
             data = data.read_bytes()
@@ -57,14 +71,13 @@ def decode_rgb(data: bytes | Path, where: str) -> Image.Image:
     if not data:
         raise DataError(f"{where}: the image file is empty")
     try:
-        image = Image.open(BytesIO(data))
+        return Image.open(BytesIO(data))
     except Image.DecompressionBombError as error:
         raise DataError(f"{where}: {_TOO_LARGE} (Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels)") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not an image, or of a format that Pillow cannot read here") from error
     except Exception as error:  # a damaged header can raise anything in Pillow's parsers, down to ZeroDivisionError
         raise DataError(f"{where}: the image cannot be opened: {_reason(error)}") from error
-    return to_rgb(image, where)
 
 
 def to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -105,6 +118,26 @@ def array_to_rgb(array: npt.NDArray[Any], where: str) -> Image.Image:
         )
     plain = np.ascontiguousarray(array[..., 0] if gray and array.ndim == 3 else array)
     return Image.fromarray(plain).convert("RGB")
+
+
+def scale_pixels(image: Image.Image, factor: int, where: str) -> Image.Image:
+    """Multiply the pixel values of an RGB image, for masks that are stored as 0 and 1.
+
+    An image that holds 0 and 255 only is one that its file format has multiplied already (1-bit PNG), and is left as it is.
+
+    Raises:
+        DataError: A product would be above 255: the image is no such mask.
+    """
+    if factor == 1:
+        return image
+    values = np.asarray(image)
+    if int(values.max()) * factor <= 255:
+        return Image.fromarray((values * np.uint8(factor)).astype(np.uint8))
+    if np.isin(values, (0, 255)).all():
+        return image
+    raise DataError(
+        f"{where}: a pixel has the value {int(values.max())}, and times {factor} that is above 255: is pixel_scale meant?"
+    )
 
 
 _TOO_LARGE = "the image is too large, and may be a decompression bomb: shrink it, or move it out of the data"

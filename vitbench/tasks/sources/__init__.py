@@ -9,10 +9,15 @@ SOURCES = Registry(
     "",
     {
         "arrow": "vitbench.tasks.sources.files:read_arrow",
+        "cifar_binary": "vitbench.tasks.sources.cifar:read_cifar",
         "hub": "vitbench.tasks.sources.hub:read_hub",
         "imagefolder": "vitbench.tasks.sources.imagefolder:read_folder",
+        "imagelist": "vitbench.tasks.sources.imagelist:read_list",
+        "npz": "vitbench.tasks.sources.npz:read_npz",
         "parquet": "vitbench.tasks.sources.files:read_parquet",
         "sklearn": "vitbench.tasks.sources.sklearn:read_sklearn",
+        "synthetic": "vitbench.tasks.sources.synthetic:read_synthetic",
+        "webdataset": "vitbench.tasks.sources.webdataset:read_webdataset",
     },
     listed=False,
 )

@@ -48,7 +48,7 @@ def file_digests(root: Path, files: Sequence[Path]) -> list[str]:
                 return str(known[name][2])
             found = file_digest(path)
         except OSError as error:
-            raise DataError(f"the image file {path} cannot be read: {error.strerror or error}") from error
+            raise DataError(f"the file {path} cannot be read: {error.strerror or error}") from error
         if time.time_ns() - state.st_mtime_ns > SETTLED_SECONDS * 1e9:
             fresh[name] = [*stamp, found]
         return found

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitbench.errors import DataError, nearest
-from vitbench.tasks.images import decode_rgb
+from vitbench.errors import DataError, listed, nearest
 from vitbench.tasks.sources.digests import file_digests
 from vitbench.tasks.sources.rows import IntArray, Rows, text_digest
 from vitbench.tasks.spec import TaskSpec
@@ -49,21 +48,20 @@ def split_folders(path: Path) -> dict[str, dict[str, object]]:
 
 
 def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
-    """Read one split of an imagefolder. Classes are in order of folder name, images in order of file name within their class.
+    """Read one split of an imagefolder. Images are in order of class, and in order of file name within their class.
+
+    Classes are in the order of the task file if it names them, else in order of folder name: of the folders of `train` if that
+    is a stored split, else of the first stored split, and of a whole split rather than one that is `partial`.
 
     Raises:
-        DataError: A folder is missing or empty, two class folders have one name but for case, a split has a class that the
-            train split lacks, or a file in a class folder is no image.
+        DataError: A folder is missing or empty, two class folders have one name but for case, the class folders are not those
+            of the task file or of the split that the classes are taken from, or a file in a class folder is no image.
     """
-    part = spec.splits[split]  # type: ignore[index]
-    train = spec.splits["train"]
+    part = spec.splits[split]
     root = base / Path(spec.source.path).expanduser()  # type: ignore[union-attr]
-    classes = _classes(root / train.folder)
     folder = root / part.folder
-    if extra := sorted(set(_classes(folder)) - set(classes)):
-        raise DataError(
-            f"{folder}: the class folder '{extra[0]}' does not exist in the train split {root / train.folder}"
-        )
+    classes = _classes_of_task(spec, root)
+    _check_classes(spec, split, root, classes)
     found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if not found:
         raise DataError(f"{folder} has no images: put one folder per class there, with images of {_extensions()}")
@@ -82,16 +80,49 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
         labels=np.array([label for _, label in found], dtype=np.int64),
         class_names=classes,
         fingerprint=text_digest(["imagefolder", *contents]),
-        image=lambda row: decode_rgb(files[row], where(row)),
+        raw=lambda row: files[row],
         where=where,
+        name=lambda row: files[row].name,
     )
+
+
+def _classes_of_task(spec: TaskSpec, root: Path) -> tuple[str, ...]:
+    # Another order than the task file's would swap labels silently.
+    return spec.class_names or _classes(root / _reference_folder(spec))
+
+
+def _reference_folder(spec: TaskSpec) -> str:
+    """The folder of the stored split whose class folders are the classes."""
+    ordered = sorted(spec.stored, key=lambda name: (spec.stored[name].partial, name != "train"))
+    return spec.stored[ordered[0]].folder
+
+
+def _check_classes(spec: TaskSpec, split: str, root: Path, classes: tuple[str, ...]) -> None:
+    """Refuse class folders that are no class, and, where the task file names the classes, a class without a folder."""
+    folder = root / spec.splits[split].folder
+    own = _classes(folder)
+    if extra := sorted(set(own) - set(classes)):
+        if not spec.class_names:
+            reference = root / _reference_folder(spec)
+            raise DataError(
+                f"{folder}: the class folder '{extra[0]}' does not exist in {reference}, where the classes are taken from"
+            )
+        close = nearest(extra[0], classes, count=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the classes are {listed(classes)}"
+        raise DataError(f"{folder}: the class folder '{extra[0]}' is none of the task file's class_names; {hint}")
+    missing = [name for name in classes if name not in own]
+    if missing and spec.class_names and not spec.splits[split].partial:
+        raise DataError(
+            f"{folder} has no folder for the class '{missing[0]}' of the task file's class_names (a split that may lack "
+            f"classes is marked partial: true)"
+        )
 
 
 def _drawn_rows(labels: IntArray, spec: TaskSpec, split: str) -> IntArray:
     """The rows of a split that is drawn: each class is shuffled once, then cut at the splits' fractions in their order."""
     generator = np.random.default_rng(spec.split_seed)
-    part = spec.splits[split]  # type: ignore[index]
-    sharing = {name: other.fraction or 0.0 for name, other in spec.splits.items() if other.folder == part.folder}
+    part = spec.splits[split]
+    sharing = {name: other.fraction or 0.0 for name, other in spec.stored.items() if other.folder == part.folder}
     names = [str(name) for name in sharing]
     edges = np.cumsum([0.0, *sharing.values()])
     chosen = []

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from vitbench.errors import DataError
-from vitbench.tasks.images import array_to_rgb
 from vitbench.tasks.sources.rows import Rows, text_digest
 from vitbench.tasks.spec import TaskSpec
 
@@ -24,7 +23,7 @@ def read_sklearn(spec: TaskSpec, split: str, base: Path) -> Rows:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    part = spec.splits[split]  # type: ignore[index]
+    part = spec.splits[split]
     start, stop = part.rows or (0, len(data.target))
     if not 0 <= start < stop <= len(data.target):
         raise DataError(f"split '{split}': rows {start} to {stop} lie outside the {len(data.target)} rows of digits")
@@ -39,6 +38,6 @@ def read_sklearn(spec: TaskSpec, split: str, base: Path) -> Rows:
         labels=labels,
         class_names=tuple(str(name) for name in data.target_names),
         fingerprint=text_digest(["sklearn:digits", pixels, hashlib.sha256(labels.tobytes()).hexdigest()]),
-        image=lambda row: array_to_rgb(images[row], where(row)),
+        raw=lambda row: images[row],
         where=where,
     )

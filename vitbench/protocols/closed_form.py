@@ -1,0 +1,209 @@
+"""What the protocols with a closed-form solution share: how the penalty is found, the checks of their data, the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitbench.errors import DataError, unknown
+from vitbench.features.featureset import IntArray
+from vitbench.protocols.base import Cell, Outcome
+from vitbench.protocols.metrics import RANKED
+from vitbench.protocols.options import distinct, items, penalty
+from vitbench.solvers import ridge
+from vitbench.solvers.leave_one_out import Criterion, choose
+
+Rule = Literal["paper", "loo", "validation"] | float
+
+GRID = tuple(2.0**power for power in range(-9, 21))
+"""The penalties to choose from: 30 powers of two, big_vision's 1024 among them."""
+
+CRITERIA: tuple[Criterion, ...] = ("squared_error", "accuracy")
+
+_LARGEST_FEATURE = 1e150
+
+
+def penalty_fields(protocol: str, rules: Sequence[str], l2: Any, criterion: Any, grid: Any) -> dict[str, Any]:
+    """The fields that say how the penalty is found, each brought to its type.
+
+    Args:
+        protocol: The protocol's name, for messages.
+        rules: The words that `l2` may be in place of a number.
+        l2: A rule or a number.
+        criterion: What leave-one-out compares.
+        grid: The penalties to choose from; they come back in increasing order.
+
+    Raises:
+        UsageError: A value that cannot be meant.
+    """
+    if criterion not in CRITERIA:
+        raise unknown(f"criterion of protocol '{protocol}':", str(criterion), CRITERIA)
+    others = f"{', '.join(map(repr, rules))} or "
+    return {
+        "l2": l2 if isinstance(l2, str) and l2 in rules else penalty("l2", l2, others),
+        "criterion": criterion,
+        "grid": distinct("grid", sorted(penalty("grid", item) for item in items("grid", grid))),
+    }
+
+
+def penalty_parameters(l2: Rule, criterion: Criterion, grid: Sequence[float]) -> dict[str, Any]:
+    """What of them can change a score, for the identity; `"paper"` and 1024 are the same score, and so the same parameters."""
+    solver = {"bias": ridge.BIAS, "epsilon": ridge.EPSILON, "solver": ridge.SOLVER_VERSION}
+    if l2 == "loo":
+        return {"l2": l2, "criterion": criterion, "grid": list(grid), **solver}
+    if l2 == "validation":
+        return {"l2": l2, "criterion": "accuracy", "grid": list(grid), **solver}
+    return {"l2": given_penalty(l2), **solver}
+
+
+def penalty_label(l2: Rule, criterion: Criterion, grid: tuple[float, ...]) -> str:
+    """What is done about the penalty, for a title: `l2 = 1024`, `l2 by leave-one-out error`, `l2 chosen on validation`."""
+    if l2 not in ("loo", "validation"):
+        return f"l2 = {given_penalty(l2):g}"
+    by = "error" if criterion == "squared_error" else criterion
+    values = "" if grid == GRID else f" from {len(grid)} values, {grid[0]:g} to {grid[-1]:g}"
+    return f"{f'l2 by leave-one-out {by}' if l2 == 'loo' else 'l2 chosen on validation'}{values}"
+
+
+def given_penalty(l2: Rule) -> float:
+    """The number that a rule means by itself."""
+    return ridge.PAPER_L2 if l2 == "paper" else float(l2)
+
+
+def class_counts(labels: IntArray, num_classes: int, split: str) -> IntArray:
+    """Number of images of every class, `[num_classes]` int64.
+
+    Raises:
+        DataError: There is no image, or a label is not one of the classes.
+    """
+    if not len(labels):
+        raise DataError(f"the {split} split has no image of any class")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"the {split} split has label {wrong}, which is none of the {num_classes} classes 0 to {num_classes - 1}"
+        )
+    return np.bincount(labels, minlength=num_classes)
+
+
+def missing_classes(counts: IntArray) -> list[str]:
+    """The line about classes without a train image; none when every class has one."""
+    missing = np.flatnonzero(counts == 0)
+    if not len(missing):
+        return []
+    return [
+        f"{len(missing)} of {len(counts)} classes have no train image (the first is class {missing[0]}): "
+        "their test images cannot be recognised"
+    ]
+
+
+def finite(features: Tensor, split: str) -> Tensor:
+    """The features `[N, D]`, where float64 exists, once they are known to be finite.
+
+    Raises:
+        DataError: Some are NaN or infinite, or so large that their squares are.
+    """
+    # NaN and infinity survive a sum, which is many times faster than a look at every value; a sum can also overflow by itself.
+    suspects = features[~torch.isfinite(features.sum(dim=1))]
+    bad = int((~torch.isfinite(suspects).all(dim=1)).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {len(features)} {split} rows have NaN or infinite features; a half-precision overflow looks like this"
+        )
+    if features.dtype == torch.float64 and float(features.abs().max()) > _LARGEST_FEATURE:
+        raise DataError(
+            f"the {split} features go up to {float(features.abs().max()):.2g}, whose squares float64 cannot hold"
+        )
+    return features.cpu() if features.device.type == "mps" else features
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier and how its penalty was found.
+
+    Attributes:
+        model: The classifier.
+        details: What to record of the penalty: JSON values.
+        warnings: What to warn of.
+    """
+
+    model: ridge.RidgeClassifier
+    details: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+
+def fit(
+    features: Tensor, labels: IntArray, num_classes: int, l2: Rule, criterion: Criterion, grid: Sequence[float]
+) -> Fitted:
+    """Fit with a given penalty, or with the one of `grid` that leave-one-out chooses (`l2="loo"`).
+
+    Args:
+        features: `[N, D]`, finite, of any float dtype, on the device that is to compute.
+        labels: `[N]` int64 in `[0, num_classes)`.
+        num_classes: K.
+        l2: `"paper"`, `"loo"` or a number.
+        criterion: What leave-one-out compares.
+        grid: What it chooses from, increasing.
+    """
+    targets = torch.from_numpy(labels).to(features.device)
+    if l2 != "loo":
+        value = given_penalty(l2)
+        return Fitted(ridge.fit(features, targets, num_classes, value), {"l2": value})
+    spectrum = ridge.decompose(ridge.prepare(features, targets, num_classes))
+    choice = choose(spectrum, grid, criterion)
+    on_edge, warnings = edge(choice.l2, grid, "leave-one-out")
+    if int(spectrum.problem.counts.max()) == 1:
+        warnings.append(
+            "leave-one-out chose l2 from one image per class: the class of an image left out is never seen, "
+            "so the choice says little; l2=paper is the safer one"
+        )
+    details = {"l2": choice.l2, "loo_error": choice.squared_error, "loo_accuracy": choice.accuracy, **on_edge}
+    model = ridge.RidgeClassifier(spectrum.problem.standardisation, ridge.weights(spectrum, choice.l2))
+    return Fitted(model, details, warnings)
+
+
+def edge(l2: float, grid: Sequence[float], chooser: str) -> tuple[dict[str, bool], list[str]]:
+    """Whether the chosen penalty is at an end of the grid, as a detail, and the line that warns of it."""
+    if len(grid) < 2 or l2 not in (grid[0], grid[-1]):
+        return {"l2_on_edge": False}, []
+    end = "smallest" if l2 == grid[0] else "largest"
+    return {"l2_on_edge": True}, [f"{chooser} chose the {end} l2 of the grid, {l2:g}: a value beyond it may be better"]
+
+
+def outcome(
+    cell: Cell, fitted: Fitted, queries: Tensor, per_class: IntArray, known: Sequence[str], support: str
+) -> Outcome:
+    """Rank the classes of every test row.
+
+    Least squares estimates the conditional mean of its targets. With targets ±1 that of class k is P(k|x) - (1 - P(k|x)), so a
+    score s estimates the probability (1 + s) / 2; the confidence is that of the first class, cut to [0, 1] because nothing
+    keeps a linear estimate there.
+
+    Args:
+        cell: Which cell.
+        fitted: The classifier.
+        queries: `[M, D]`, the test rows.
+        per_class: `[K]`, how many images of each class were learned from.
+        known: Warnings that are known already; they come first.
+        support: What was learned from, for a message (`support set`).
+    """
+    warnings = [*known, *fitted.warnings]
+    if bool(torch.isinf(fitted.model.standardisation.scale).all()):
+        warnings.append(f"every feature is constant over the {support}: the score is a guess")
+    ranking, highest = fitted.model.ranked(queries, RANKED)
+    sizes = {"n_per_class_min": int(per_class.min()), "n_per_class_max": int(per_class.max())}
+    return Outcome(
+        cell=cell,
+        ranking=ranking.cpu().numpy(),
+        confidence=((1 + highest) / 2).clamp(0, 1).cpu().numpy(),
+        n_support=int(per_class.sum()),
+        n_test=len(queries),
+        details={**fitted.details, **sizes},
+        warnings=tuple(warnings),
+    )

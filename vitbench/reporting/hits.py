@@ -1,0 +1,73 @@
+"""Right and wrong, image by image: what statistics of paired scores are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitbench.errors import StoreError, UsageError
+from vitbench.records.predictions import Predictions, read_predictions
+
+PAIRING_FIELDS = ["train_fingerprint", "test_fingerprint", "num_classes", "limit", "shot", "identity_version"]
+"""Records that agree in these were measured on the same test images, and with equal seeds on the same support sets."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Seeds × test images of one row of a table on one task at one shot.
+
+    Attributes:
+        values: `[S, N]` float64: 1 where the prediction is right, 0 where it is wrong; for the metric `mean_per_class_accuracy`
+            each image is weighted so that the mean is that metric.
+        seeds: S seeds, increasing.
+    """
+
+    values: npt.NDArray[np.float64]
+    seeds: tuple[int, ...]
+
+
+def hits(records: pd.DataFrame, paths: Sequence[Path]) -> Hits:
+    """The hits of records that differ in nothing but their seed.
+
+    Args:
+        records: Rows of `load_results`, one per seed.
+        paths: The JSON file of each, in their order.
+
+    Raises:
+        StoreError: Predictions are missing or damaged, or belong to other test images than the others'.
+        UsageError: The task's metric is not a mean over test images of right and wrong.
+    """
+    metric = str(records["metric"].iloc[0])
+    if metric not in ("accuracy", "mean_per_class_accuracy"):
+        raise UsageError(
+            f"the metric {metric} of task '{records['task'].iloc[0]}' cannot be told from stored predictions"
+        )
+    order = np.argsort(records["seed"].to_numpy(), kind="stable")
+    tables = [read_predictions(paths[place]) for place in order]
+    for place, table in zip(order, tables, strict=True):
+        if not np.array_equal(table.row, tables[0].row) or not np.array_equal(table.label, tables[0].label):
+            raise StoreError(
+                f"the predictions beside {paths[place]} are of other test images than those of its other seeds"
+            )
+    weights = _weights(tables[0], metric, int(records["num_classes"].iloc[0]))
+    values = np.stack([table.hits.astype(np.float64) * weights for table in tables])
+    return Hits(values, tuple(int(records["seed"].iloc[place]) for place in order))
+
+
+def shared_seeds(one: Hits, other: Hits) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], tuple[int, ...]]:
+    """The rows of both for the seeds that both have, and these seeds: the same support sets on both sides."""
+    seeds = tuple(sorted(set(one.seeds) & set(other.seeds)))
+    return one.values[[one.seeds.index(s) for s in seeds]], other.values[[other.seeds.index(s) for s in seeds]], seeds
+
+
+def _weights(table: Predictions, metric: str, num_classes: int) -> npt.NDArray[np.float64]:
+    """Image weights with mean 1 under which the mean of hits is the metric."""
+    if metric != "mean_per_class_accuracy":
+        return np.ones(len(table.label))
+    counts = np.bincount(table.label, minlength=num_classes)
+    return len(table.label) / (np.count_nonzero(counts) * counts[table.label])
