@@ -12,7 +12,15 @@ def test_full_names_short_names_suites_and_globs() -> None:
     assert set(expand_tasks(["paper"])) == {name for name in task_files() if name.startswith("paper/")}
     assert expand_tasks(["paper/cifar*"]) == ["paper/cifar10", "paper/cifar100"]
     assert expand_tasks(["cifar10", "paper/cifar*"]) == ["paper/cifar10", "paper/cifar100"]
-    assert suites()["builtin"] == ["builtin/digits"]
+    assert suites()["builtin"][0] == "builtin/digits"
+    assert len(expand_tasks(["vtab"])) == 19
+
+
+def test_a_suite_and_the_last_part_name_a_task() -> None:
+    assert expand_tasks(["vtab/resisc45"]) == ["vtab/specialized/resisc45"]
+    assert expand_tasks(["vtab/natural/dtd"]) == ["vtab/natural/dtd"]
+    with pytest.raises(UsageError, match=r"task 'dtd' could be .*vtab/natural/dtd.*: write the full name"):
+        expand_tasks(["dtd"])
 
 
 @pytest.mark.parametrize(
@@ -21,7 +29,7 @@ def test_full_names_short_names_suites_and_globs() -> None:
         ("cifar", r"unknown task 'cifar'; did you mean .*cifar10"),
         ("oxford_pet", r"did you mean .*oxford_pets"),
         ("paper/cifar9*", r"unknown task 'paper/cifar9\*'"),
-        ("zzz", r"unknown task 'zzz'; .*vitbench ls tasks"),
+        ("zzz", r"unknown task 'zzz' \(vitbench ls tasks"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, message: str) -> None:

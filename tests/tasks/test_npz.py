@@ -207,6 +207,17 @@ def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_one_wrong_byte_is_found(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "data.npz", images=IMAGES, labels=LABELS)
+    content = bytearray((tmp_path / "data.npz").read_bytes())
+    content[500] ^= 1
+    (tmp_path / "data.npz").write_bytes(content)
+    rows = read(tmp_path)
+    with pytest.raises(DataError, match=r"data.npz is damaged or no NumPy archive"):
+        rows.image(0)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "data.npz", images=IMAGES, labels=LABELS)
     content = (tmp_path / "data.npz").read_bytes()
