@@ -50,12 +50,29 @@ def test_the_example_of_a_page_runs(page: str, module: str, tmp_path: Path) -> N
     assert (frame["shot"] == 10).all() if module == "prototype" else len(frame) == 12
 
 
-def test_the_task_file_of_the_page_is_valid(tmp_path: Path) -> None:
-    from vitbench.tasks.spec import read_task_file
-
-    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "add-a-task.md").read_text(), re.DOTALL)
-    (tmp_path / "shoes.yaml").write_text(text)
-    assert read_task_file(tmp_path / "shoes.yaml").num_classes == 3
+def test_the_page_on_tasks_step_by_step(tmp_path: Path) -> None:
+    """A new task is one YAML file and no code: the page's data, its file and its commands, in order, from an empty folder."""
+    text = (DOCS / "add-a-task.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    (spec,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "high_digits.yaml").write_text(spec)
+    commands = [line for block in re.findall(r"```\n(vitbench.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 5
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "vitbench", *command.split()[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
+    frame = vitbench.load_results(tmp_path / "results" / "runs")
+    assert set(frame["task"]) == {"high_digits"}
+    assert set(frame["protocol"]) == {"fewshot", "ridge"}
+    assert frame[frame["protocol"] == "ridge"]["score"].item() > 0.7
+    assert frame[frame["protocol"] == "ridge"]["n_support"].item() == 1000
 
 
 def test_the_page_on_convert_tells_the_truth_about_its_last_line(tiny_vit: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import vitbench
-from vitbench.cli import analyze, convert, doctor, leaderboard, ls, parity, run, show
+from vitbench.cli import analyze, audit, convert, doctor, fetch, leaderboard, ls, parity, run, show
 from vitbench.errors import VitbenchError, first_line
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("leaderboard", epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard)
+app.command("fetch", epilog=fetch.EXAMPLES)(fetch.fetch)
+app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
 app.command("ls", epilog=ls.EXAMPLES)(ls.ls)
 app.add_typer(show.app, name="show")
