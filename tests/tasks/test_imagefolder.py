@@ -24,6 +24,7 @@ def test_without_split_folders_each_class_is_cut_80_to_20(image_folder: ImageFol
     places = [{split.where(row).split("(")[1] for row in range(len(split))} for split in (train, test)]
     assert not places[0] & places[1]
     assert len(places[0] | places[1]) == 30
+    assert task.source == "imagefolder:train (80% train, 20% test of every class, seed 0)"
     again = load_task(f"imagefolder:{load}")
     assert again.split("test").fingerprint == test.fingerprint
 

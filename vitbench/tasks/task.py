@@ -268,8 +268,11 @@ class Task:
 
     @property
     def source(self) -> str:
-        """Where its data is from: repository and commit, or kind and path."""
+        """Where its data is from: repository and commit, or kind and path; and how its splits were drawn, where they were."""
         source = self.spec.source
+        drawn = [f"{part.fraction:.0%} {name}" for name, part in self.spec.stored.items() if part.fraction]
+        if drawn:
+            return f"{source.kind}:{getattr(source, 'path', '')} ({', '.join(drawn)} of every class, seed {self.spec.split_seed})"
         if isinstance(source, HubSource):
             from vitbench.tasks.sources.hub_files import repository_of
 
