@@ -37,7 +37,7 @@ def apply(rule: LabelRule | None, values: Any, types: Any = None) -> list[int]:
     column = values if isinstance(values, np.ndarray | pa.ChunkedArray | pa.Array) else pa.array(values)
     labels = apply_rule(rule, column, where, "train.parquet: the label column 'label'", types)
     assert labels.dtype == np.int64
-    return labels.tolist()
+    return [int(label) for label in labels]
 
 
 def reference(thresholds: tuple[float, ...], distance: float) -> int:

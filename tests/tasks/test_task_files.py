@@ -454,8 +454,12 @@ MUTATIONS: list[tuple[str, dict[str, str], str]] = [
     ("vtab_full/structured/clevr_distance", {", item: 2": ", item: 1"}, "the label rule"),
     ("vtab_full/structured/kitti_distance", {" 20,": " 20.001,"}, "VTAB's is 2"),
     ("vtab_full/structured/kitti_distance", {"below: 3": "below: 4"}, "VTAB's is"),
-    ("vtab_full/structured/kitti_distance", {", sentinel: 1000": ""}, "the label rule"),
-    ("vtab_full/structured/kitti_distance", {"sentinel: 1000": "sentinel: 500"}, "the label rule gives"),
+    (
+        "vtab_full/structured/kitti_distance",
+        {", sentinel: 1000": ""},
+        "num_classes is 4 but the thresholds make 3 buckets",
+    ),
+    ("vtab_full/structured/kitti_distance", {"sentinel: 1000": "sentinel: 500"}, "thresholds make 3 buckets"),
     # what a reader and a table need
     ("paper/cifar100", {"chance: 0.01": "chance: 0.1"}, "chance is 0.1 for 100 classes"),
     ("paper/cifar10", {"preprocess: bigvision_fewshot": "preprocess: bigvision_fewshoot"}, "bigvision_fewshoot"),

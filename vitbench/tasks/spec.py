@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from vitbench.errors import DataError, VitbenchError, nearest
-from vitbench.tasks.source_spec import RULE_MODELS, SOURCE_MODELS, HubSource, Source, Strict
+from vitbench.tasks.source_spec import RULE_MODELS, SOURCE_MODELS, HubSource, Source, Strict, Threshold
 from vitbench.tasks.splits import RowSet, parse, resolve, whole
 from vitbench.validation import line_of, problem_text, read_yaml
 
@@ -108,6 +108,9 @@ class TaskSpec(Strict):
             raise ValueError(f"metric: top5_accuracy means nothing for {self.num_classes} classes")
         if isinstance(self.source, HubSource) and not self.source.revision and not self.unverified:
             raise ValueError("source.revision is missing: pin the full commit hash")
+        rule = getattr(self.source, "label_rule", None)
+        if isinstance(rule, Threshold) and self.num_classes not in (None, rule.buckets):
+            raise ValueError(f"num_classes is {self.num_classes} but the thresholds make {rule.buckets} buckets")
         self._check_keys()
         self._check_paths()
         self._check_stored()
