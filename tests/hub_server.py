@@ -28,13 +28,13 @@ PIECE = 1 << 14
 
 @dataclass
 class Fault:
-    """What goes wrong with one request for a file's content.
+    """What goes wrong with one request for a file's content, or for a list.
 
     Attributes:
         status: Answer with this status.
         retry_after: And ask to wait so many seconds.
         cut_after: Break the connection after so many bytes of the answer.
-        content: Send this content in place of the file's.
+        content: Send this content in place of the file's, of the list, or of the reason for the status.
         delay: Seconds to wait after every piece of the answer.
         no_ranges: Send the whole file, whatever range is asked for.
     """
@@ -72,7 +72,8 @@ class Hub:
         log: Every request.
         commits: `datasets/ORG/NAME` to its commits and their folders, where there are others than `COMMIT`; the last is main.
         gated: Repositories whose files need an account that accepted their terms.
-        faults: End of a file's name to what goes wrong with the next requests for its content (or `tree`, for lists).
+        faults: End of a file's name to what goes wrong with the next requests for its content (or `tree`, for lists, or
+            `revision`, for the newest commit).
         page: How many files a list has at most before it goes on elsewhere.
     """
 
@@ -203,6 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status:
             self._fail(fault)
             return
+        if fault.content is not None:
+            self._send(200, fault.content)
+            return
         files = {
             file.relative_to(folder).as_posix(): file.read_bytes()
             for file in sorted(folder.rglob("*"))
@@ -251,7 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, content, headers, fault)
 
     def _fail(self, fault: Fault) -> None:
-        self._send(fault.status, b"busy", {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)})
+        content = b"busy" if fault.content is None else fault.content
+        self._send(fault.status, content, {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)})
 
     def _send(
         self, status: int, content: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None

@@ -56,9 +56,10 @@ def first_duplicate(node: yaml.Node | None) -> tuple[str, int] | None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
-                return key.value, key.start_mark.line + 1
-            seen.add(key.value)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key.value, key.start_mark.line + 1
+                seen.add(key.value)
         children = [value for _, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
@@ -97,6 +98,8 @@ def read_yaml(path: Path, error: type[VitbenchError]) -> tuple[Any, yaml.Node | 
     text = ""
     try:
         text = path.read_text(encoding="utf-8")
+        if trap := _trap(text, loader):
+            raise error(f"{path}:{trap[1]}: {trap[0]}")
         parser = loader(text)
         root: yaml.Node | None = parser.get_single_node()
         if twice := first_duplicate(root):
@@ -109,6 +112,40 @@ def read_yaml(path: Path, error: type[VitbenchError]) -> tuple[Any, yaml.Node | 
         raise
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{path} cannot be read: {first_line(problem)}") from problem
+    except (TypeError, ValueError, OverflowError) as problem:
+        # A date of a thirteenth month, a number of thousands of digits: YAML's own constructors let these through.
+        raise error(f"{path}: a value cannot be read: {first_line(problem)}") from problem
+
+
+_DEEPEST = 50
+
+
+def _trap(text: str, loader: Any) -> tuple[str, int] | None:
+    """What of a YAML text could fill memory or the stack though it is short, and its line: aliases, and lists without end."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent):
+            return f"aliases are not read here: write out what '*{event.anchor}' stands for", line
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            return f"lists and mappings are nested more than {_DEEPEST} deep", line
+    return None
+
+
+def user_path(text: str, error: type[VitbenchError]) -> Path:
+    """A path as a user writes it, `~` expanded.
+
+    Raises:
+        VitbenchError: Of the class `error`: it names a user who is not there, or is no path at all.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as problem:
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        raise error(f"{shown!r} is no path: {first_line(problem)}") from problem
+    return path
 
 
 def _clearer(text: str, problem: yaml.YAMLError) -> yaml.YAMLError:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import ImageFolderMaker
+from vitbench.analysis import audit_run
 from vitbench.analysis.audit import Audit, audit_task, label_facts, write_audit
 from vitbench.analysis.audit_images import KINDS, look_at
 from vitbench.analysis.audit_run import AuditOptions, audit_tasks
@@ -18,7 +21,7 @@ from vitbench.errors import UsageError
 from vitbench.execution.reporter import Reporter
 from vitbench.tasks.catalog import load_task
 from vitbench.tasks.sources.rows import Rows
-from vitbench.tasks.task import TaskOptions
+from vitbench.tasks.task import Task, TaskOptions
 
 
 def audited(folder: Path, *splits: str, limit: int | None = None) -> Audit:
@@ -52,9 +55,9 @@ def test_a_clean_task_has_facts_and_no_findings(clean: Path) -> None:
     assert audit.trusted
     train, test = audit.splits
     assert (train.name, train.found, train.expected, test.found) == ("train", 8, None, 4)
-    assert train.labels.histogram == (4, 4)
-    assert train.labels.checksum == hashlib.sha256(b"4,4").hexdigest()
-    assert (train.labels.lowest, train.labels.highest, train.labels.missing) == (0, 1, ())
+    assert train.labels.histogram == {0: 4, 1: 4}
+    assert train.labels.checksum == hashlib.sha256(b"0:4,1:4").hexdigest()
+    assert (train.labels.lowest, train.labels.highest, train.labels.missing) == (0, 1, 0)
     assert train.images.formats == {"PNG": 8}
     assert (train.images.width, train.images.sizes) == (type(train.images.width)(40, 40, 40), 1)
     assert train.images.aspect is not None
@@ -71,7 +74,7 @@ def test_json_holds_all_of_it_and_nothing_that_is_not_plain(clean: Path, tmp_pat
     read = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert read == json.loads(json.dumps(audit.as_dict()))
     assert read["trusted"] is True
-    assert read["splits"][1]["labels"]["histogram"] == [2, 2]
+    assert read["splits"][1]["labels"]["histogram"] == {"0": 2, "1": 2}
     assert set(read["splits"][0]["images"]["kinds"]) == set(KINDS)
 
 
@@ -209,7 +212,7 @@ def test_a_limit_is_spread_evenly_and_marked(clean: Path) -> None:
     audit = audited(clean, limit=2)
     assert [split.images.looked_at for split in audit.splits] == [2, 2]
     assert audit.splits[0].found == 8
-    assert audit.splits[0].labels.histogram == (4, 4)
+    assert audit.splits[0].labels.histogram == {0: 4, 1: 4}
     assert texts(audit, "note")[-1].startswith(
         "limited: only 2 of 8 images of train and 2 of 4 images of test were looked at"
     )
@@ -255,10 +258,38 @@ def test_synthetic_look_alikes_are_no_warning() -> None:
 
 def test_label_facts_by_hand() -> None:
     facts = label_facts(np.array([0, 0, 0, 2, 2, 4]), 5, ("a", "b", "c", "d", "e"))
-    assert facts.histogram == (3, 0, 2, 0, 1)
-    assert (facts.min, facts.median, facts.max, facts.missing) == (1, 2.0, 3, ("b", "d"))
+    assert facts.histogram == {0: 3, 2: 2, 4: 1}
+    assert (facts.min, facts.median, facts.max) == (1, 2.0, 3)
+    assert (facts.classes, facts.missing, facts.missing_examples) == (5, 2, ("b", "d"))
     assert (facts.majority_class, facts.majority_share) == ("a", 0.5)
-    assert facts.checksum == hashlib.sha256(b"3,0,2,0,1").hexdigest()
+    assert facts.checksum == hashlib.sha256(b"0:3,2:2,4:1").hexdigest()
+
+
+def test_labels_outside_their_range_are_told_as_they_are() -> None:
+    facts = label_facts(np.array([-1, -1, 0, 7]), 3, ("a", "b", "c"))
+    assert (facts.lowest, facts.highest, facts.majority_class) == (-1, 7, "-1")
+    assert facts.histogram == {-1: 2, 0: 1, 7: 1}
+    assert (facts.missing, facts.missing_examples) == (2, ("b", "c"))
+
+
+@pytest.mark.parametrize("top", [10**18, 2**63 - 1])
+def test_a_label_of_eighteen_digits_takes_no_memory(top: int) -> None:
+    facts = label_facts(np.array([0, 0, top]), top + 1, ())
+    assert facts.histogram == {0: 2, top: 1}
+    assert (facts.classes, facts.missing) == (top + 1, top - 1)
+    assert facts.missing_examples == ("1", "2", "3", "4", "5")
+
+
+@settings(max_examples=60)
+@given(labels=st.lists(st.integers(0, 30), min_size=1, max_size=60), more=st.integers(0, 9))
+def test_label_facts_are_those_of_a_dense_histogram(labels: list[int], more: int) -> None:
+    classes = max(labels) + 1 + more
+    facts, dense = label_facts(np.array(labels), classes, ()), np.bincount(labels, minlength=classes)
+    assert facts.histogram == {label: count for label, count in enumerate(dense.tolist()) if count}
+    assert (facts.min, facts.median, facts.max) == (dense[dense > 0].min(), np.median(dense[dense > 0]), dense.max())
+    empty = [str(label) for label in np.flatnonzero(dense == 0)]
+    assert (facts.missing, list(facts.missing_examples)) == (len(empty), empty[:5])
+    assert facts.majority_class == str(dense.argmax())
 
 
 def test_wrong_splits_and_limits_are_refused(clean: Path) -> None:
@@ -298,3 +329,36 @@ def test_what_cannot_be_meant_is_told_before_anything_is_looked_at(tmp_path: Pat
         with pytest.raises(UsageError, match=expected):
             next(audit_tasks(["digits"], tmp_path / "out", options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_of_absurd_labels_is_audited(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        images = np.random.default_rng(len(split)).integers(0, 256, (4, 40, 40, 3), np.uint8)
+        np.savez(tmp_path / f"{split}.npz", image=images, label=np.array([0, 1, 10**18, 10**18]))
+    (tmp_path / "ids.yaml").write_text(
+        "title: Ids\nsource: {kind: npz, image: image, label: label}\n"
+        "splits:\n  train: {files: [train.npz], partial: true}\n  test: {files: [test.npz], partial: true}\n"
+    )
+    (outcome,) = audit_tasks([str(tmp_path / "ids.yaml")], tmp_path / "out", AuditOptions())
+    assert "MiB" not in outcome.error
+    assert "unexpected" not in outcome.error
+
+
+def test_many_classes_without_images_are_counted_and_a_few_named() -> None:
+    audit = audit_task(load_task("digits"), ["train[:1]"])
+    (line,) = [finding.text for finding in audit.findings if "has no image" in finding.text]
+    assert "9 of 10 classes" in line
+    assert "and 6 more)" in line
+
+
+def test_out_of_memory_in_one_task_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(task: Task, *arguments: object, **options: object) -> Audit:
+        if "count" in task.name:
+            raise MemoryError("Unable to allocate 6.94 EiB")
+        return audit_task(task, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(audit_run, "audit_task", greedy)
+    failed, done = audit_tasks(["synthetic_count", "digits"], tmp_path, AuditOptions(sheet=False, limit=3))
+    assert failed.audit is None
+    assert "MemoryError: Unable to allocate 6.94 EiB (unexpected; traceback in" in failed.error
+    assert done.audit is not None

@@ -11,8 +11,15 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.conftest import ImageFolderMaker
+from tests.hub_server import serve_hub, use_hub
+from tests.tasks.test_hub import task_file, write_shoes
+from vitbench.analysis import audit_run
+from vitbench.analysis.audit_images import Spread
 from vitbench.cli import audit
 from vitbench.errors import VitbenchError
+from vitbench.hub import is_offline
+from vitbench.tasks.catalog import load_task
+from vitbench.tasks.task import Task, TaskOptions
 
 app = typer.Typer()
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
@@ -110,6 +117,68 @@ def test_a_class_name_that_looks_like_markup_is_printed_as_it_is(
     result = invoke("--tasks", f"imagefolder:{folder}", "--no-sheet", "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.exception
     assert "[red]boot" in result.stdout
+
+
+def test_the_legend_is_above_the_table_where_there_is_something_to_read(
+    image_folder: ImageFolderMaker, tmp_path: Path
+) -> None:
+    legend = "a · b · c: least, median, greatest"
+    lines = invoke("--tasks", "digits", "--no-sheet", "--out", str(tmp_path)).stdout.splitlines()
+    places = [next(place for place, line in enumerate(lines) if text in line) for text in (legend, "images per class")]
+    assert places[0] < places[1]
+    even = invoke("--tasks", f"imagefolder:{image_folder()}", "--no-sheet", "--out", str(tmp_path)).stdout
+    (row,) = [line for line in even.splitlines() if "images per class" in line]
+    assert " · " not in row
+    assert legend not in even
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "expected"),
+    [
+        ((32, 32, 32), 0, "32"),
+        ((1.3316, 1.3321, 1.3333), 2, "1.33"),
+        ((1.3316, 1.3321, 1.3433), 2, "1.33 · 1.33 · 1.34"),
+    ],
+)
+def test_what_reads_the_same_is_shown_once(values: tuple[float, float, float], digits: int, expected: str) -> None:
+    assert audit._spread(Spread(*values), digits) == expected
+
+
+def test_offline_asks_the_hub_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shoes(tmp_path / "hub" / "datasets" / "someone" / "shoes")
+    task = task_file(tmp_path)
+    arguments = ["--tasks", f"{task},digits", "--no-sheet", "--limit", "5", "--out", str(tmp_path / "out")]
+    with serve_hub(tmp_path / "hub") as hub:
+        use_hub(monkeypatch, hub.endpoint, tmp_path / "home")
+        refused = invoke(*arguments, "--offline")
+        assert refused.exit_code == 1
+        assert "offline was asked for" in refused.stderr
+        assert not hub.log
+        assert not is_offline(), "as before"
+        online = invoke(*arguments)
+        assert "problem" not in online.stderr
+        before = len(hub.log)
+        assert "shoes · Shoes" in invoke(*arguments, "--offline").stdout
+        assert len(hub.log) == before
+
+
+def test_what_nobody_expected_is_one_line_and_its_traceback_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, options: TaskOptions) -> Task:
+        if "count" in name:
+            raise KeyError("id\nof two lines")
+        return load_task(name, options)
+
+    monkeypatch.setattr(audit_run, "load_task", load)
+    result = invoke("--tasks", "synthetic_count,digits", "--no-sheet", "--out", str(tmp_path))
+    assert result.exit_code == 1, result.exception
+    assert "builtin/digits" in result.stdout
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    (kept,) = (tmp_path / "failures").iterdir()
+    assert line.startswith("error: builtin/synthetic_count: KeyError: ")
+    assert line.endswith(f"(unexpected; traceback in {kept})")
+    assert "Traceback (most recent call last)" in kept.read_text()
 
 
 BAD = [

@@ -82,7 +82,7 @@ def test_failures_come_at_the_end_and_set_the_status(hub: Hub, task: str, tmp_pa
     assert "1 failed:" in done.stderr
     assert "someone/boots@0123456 does not exist on the hub" in done.stderr
     dry = invoke("--tasks", str(gone), "--dry-run")
-    assert dry.exit_code == 1
+    assert dry.exit_code == 2, "nothing worked"
     assert "someone/boots" in dry.stderr
 
 
@@ -142,7 +142,43 @@ def test_a_half_file_is_shown_as_there(hub: Hub, task: str, monkeypatch: pytest.
     monkeypatch.setattr(hub_transfer, "sleep", lambda seconds: None)
     hub.fail(first_shard(), Fault(cut_after=20_000))
     hub.fail(first_shard(), Fault(cut_after=0), times=5)
-    assert invoke("--tasks", task).exit_code == 1
+    assert invoke("--tasks", task).exit_code == 2
     row = json.loads(invoke("--tasks", task, "--dry-run", "--json").stdout)["tasks"][0]
     assert row["bytes_there"] == 20_000
     assert invoke("--tasks", task).exit_code == 0
+
+
+def test_a_login_page_in_between_is_one_line_for_its_task(hub: Hub, task: str) -> None:
+    hub.fail("tree", Fault(content=b"<html>"), times=2)
+    both = invoke("--tasks", f"{task},digits")
+    assert both.exit_code == 1, both.output
+    assert "builtin/digits: nothing to fetch" in both.stdout
+    (line,) = [line for line in both.stderr.splitlines() if "shoes" in line]
+    assert line.endswith("is not what a hub says: is there a proxy or a login page in between?")
+    alone = invoke("--tasks", task)
+    assert alone.exit_code == 2
+    assert invoke("--tasks", task).exit_code == 0
+
+
+def test_a_dry_run_without_a_network_shows_the_task_files_size(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "elsewhere")
+    task = task_file(tmp_path / "told", extra="download_bytes: 170500000\n")
+    done = invoke("--tasks", task, "--dry-run")
+    assert done.exit_code == 2
+    (row,) = [line for line in done.stdout.splitlines() if line.lstrip().startswith("shoes")]
+    assert "170.5 MB (task file)" in row
+    assert "0 files, 0 bytes; 0 bytes to fetch; 170.5 MB more by the task files, " in done.stdout
+    told = json.loads(invoke("--tasks", task, "--dry-run", "--json").stdout)
+    assert (told["bytes_estimated"], told["bytes"]) == (170500000, 0)
+    row = told["tasks"][0]
+    assert (row["bytes_estimated"], row["bytes"], row["bytes_there"], row["files"]) == (170500000, None, None, None)
+    silent = invoke("--tasks", task_file(tmp_path / "silent"), "--dry-run")
+    (row,) = [line for line in silent.stdout.splitlines() if line.lstrip().startswith("shoes")]
+    assert row.count("?") == 3
+    assert "0 bytes" not in row
+
+
+def test_help_says_which_tasks_need_no_fetch() -> None:
+    assert "needs no fetch" in " ".join(invoke("--help").stdout.replace("│", " ").split())

@@ -16,7 +16,7 @@ import vitbench
 from tests.conftest import ImageFolderMaker
 from vitbench.backbones.base import Backbone
 from vitbench.errors import DataError, RepresentationError, StoreError, UsageError
-from vitbench.execution import local
+from vitbench.execution import job, local
 from vitbench.execution.config import make_config
 from vitbench.execution.reporter import Reporter
 from vitbench.features.store import FeatureStore
@@ -264,7 +264,7 @@ def test_a_failed_job_lets_go_of_its_backbone(
     broken = image_folder("broken")
     (broken / "test" / "clog" / "001.png").write_bytes(b"no image")
     loaded: list[weakref.ref[Backbone]] = []
-    original = local.load_backbone
+    original = job.load_backbone
 
     def watched(*arguments: Any, **options: Any) -> Backbone:
         gc.collect()
@@ -273,7 +273,7 @@ def test_a_failed_job_lets_go_of_its_backbone(
         loaded.append(weakref.ref(backbone))
         return backbone
 
-    monkeypatch.setattr(local, "load_backbone", watched)
+    monkeypatch.setattr(job, "load_backbone", watched)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(DataError):

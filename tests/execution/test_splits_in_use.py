@@ -146,3 +146,22 @@ def test_two_tasks_of_one_name(task: str, tmp_path: Path) -> None:
         UsageError, match=r"two tasks are called 'shoes': .*shoes.yaml and .*other/shoes.yaml: rename one"
     ):
         vitbench.run("pixels", [task, str(other)], out=tmp_path / "out")
+
+
+def test_a_record_says_what_its_task_file_says_today(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    """What decides no number is said anew in the records that are there, and no image is embedded for it."""
+    folder = image_folder()
+    file = folder.parent / "mine.yaml"
+    plain = "title: Mine\nsource: {kind: imagefolder, path: shoes}\nsplits: {train: {folder: train}, test: {folder: test}}\n"
+    file.write_text(plain)
+    first = vitbench.run("pixels", str(file), shots=1, seeds=1, out=tmp_path)
+    file.write_text(
+        plain.replace("{folder: test}", "{folder: test, size: 9}")
+        + "metric: mean_per_class_accuracy\nsynthetic: true\n"
+    )
+    again = vitbench.run("pixels", str(file), shots=1, seeds=1, out=tmp_path, accept_sizes=True)
+    assert again["key"].tolist() == first["key"].tolist()
+    (record,) = records(tmp_path)
+    assert (record["metric"], record["synthetic"]) == ("mean_per_class_accuracy", True)
+    assert record["deviations"] == ["split 'test' has 12 images where the task file expects 9"]
+    assert record["provenance"]["created"] == json.loads(first.to_json(orient="records"))[0]["created"]

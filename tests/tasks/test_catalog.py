@@ -4,7 +4,8 @@ import pytest
 
 from tests.conftest import ImageFolderMaker
 from vitbench.errors import DataError, UsageError
-from vitbench.tasks.catalog import expand_tasks, find_task, load_task, suites, task_files
+from vitbench.tasks.catalog import expand_tasks, find_task, load_task, suite_spec, suites, task_files
+from vitbench.tasks.task import TaskOptions
 
 
 def test_full_names_short_names_suites_and_globs() -> None:
@@ -78,3 +79,29 @@ def test_a_missing_task_file_and_a_missing_folder(image_folder: ImageFolderMaker
         find_task(str(folder.parent / "nothing.yaml"))
     with pytest.raises(DataError, match=r"there is no image folder .*did you mean .*shoes\?"):
         load_task(f"imagefolder:{folder.parent / 'shoe'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("imagefolder:~nobody-of-that-name/x", r"'~nobody-of-that-name/x' is no path"),
+        (f"imagefolder:{'x' * 300}", r"is no path: .*name too long"),
+        (f"{'x' * 300}.yaml", r"is no path"),
+    ],
+)
+def test_what_is_no_path_at_all(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_task(name)
+
+
+def test_a_folder_of_images_says_itself_where_its_data_is(image_folder: ImageFolderMaker) -> None:
+    name = f"imagefolder:{image_folder()}"
+    with pytest.raises(UsageError, match=r"--task-data: 'imagefolder:.*' says itself where its data is"):
+        load_task(name, TaskOptions(data={name: "elsewhere"}))
+
+
+def test_a_part_of_a_suite_is_run_by_the_suite() -> None:
+    with pytest.raises(
+        UsageError, match=r"'vtab/natural' is a part of the suite 'vtab': write --suite vtab --tasks vtab/nat"
+    ):
+        suite_spec("vtab/natural")

@@ -124,3 +124,11 @@ def test_labels_and_names_that_are_not_cifars(tmp_path: Path) -> None:
     (tmp_path / "batches.meta.txt").write_text("cat\ndog\n")
     with pytest.raises(DataError, match=r"batches.meta.txt has the classes of the task file in another order"):
         read(tmp_path, "data_batch_1.bin", names=("dog", "cat"))
+
+
+def test_rows_say_which_files_they_are_from(tmp_path: Path) -> None:
+    write_records(tmp_path / "c.bin", [(3,), (9,)])
+    write_records(tmp_path / "c_test.bin", [(0,)])
+    expected = tuple(str((tmp_path / name).resolve()) for name in ("c.bin", "c_test.bin"))
+    assert read(tmp_path, "c*.bin").files == expected
+    assert read(tmp_path, "./c_test.bin").files == expected[1:]

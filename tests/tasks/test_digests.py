@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from vitbench.tasks.sources.digests import file_digests
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Two files that were changed long ago, and a cache of their own."""
+    """Two files that were modified long ago, and a cache of their own, which trusts them at once."""
     monkeypatch.setenv("VITBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", 0.0)
     paths = [tmp_path / "data" / name for name in ("a.png", "b.png")]
     paths[0].parent.mkdir()
     for path in paths:
@@ -48,10 +50,43 @@ def test_a_file_is_read_once_and_again_when_it_changes(files: list[Path], read: 
     assert sorted(read) == ["a.png", "a.png", "b.png"]
 
 
-def test_a_file_changed_just_now_is_not_trusted_yet(files: list[Path], read: list[str]) -> None:
-    files[0].write_text("new")
+def test_a_file_changed_just_now_is_not_trusted_yet(
+    files: list[Path], read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_digests(files[0].parent, files[1:])
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", 60.0)
     file_digests(files[0].parent, files)
     file_digests(files[0].parent, files)
+    # The time of modification is old, as after a copy; the time of change is not.
+    assert files[0].stat().st_mtime == 1e9
+    assert sorted(read) == ["a.png", "a.png", "b.png"]
+
+
+def test_files_that_swap_their_names_are_read_again(files: list[Path], read: list[str]) -> None:
+    first = file_digests(files[0].parent, files)
+    aside = files[0].with_name("aside")
+    files[0].rename(aside)
+    files[1].rename(files[0])
+    aside.rename(files[1])
+    assert file_digests(files[0].parent, files) == first[::-1]
+    assert len(read) == 4
+
+
+def test_a_rewrite_with_the_old_size_and_time_is_seen(files: list[Path]) -> None:
+    file_digests(files[0].parent, files)
+    files[0].write_text("A.png")
+    os.utime(files[0], (1e9, 1e9))
+    assert file_digests(files[0].parent, files)[0] == hashlib.sha256(b"A.png").hexdigest()
+
+
+def test_the_entries_of_another_version_are_not_believed(files: list[Path], read: list[str]) -> None:
+    first = file_digests(files[0].parent, files)
+    (place,) = digests.cache_folder().rglob("*.json")
+    kept = json.loads(place.read_text())
+    state = files[0].stat()
+    kept[str(files[0])] = [state.st_size, state.st_mtime_ns, "0" * 64]
+    place.write_text(json.dumps(kept))
+    assert file_digests(files[0].parent, files) == first
     assert sorted(read) == ["a.png", "a.png", "b.png"]
 
 

@@ -230,3 +230,38 @@ def test_a_repository_that_is_there_in_part_counts_the_rest(hub: Hub, task: str)
     assert planned.bytes - planned.to_fetch == size(hub, "test-00000-of-00001")
     assert [item.cached for item in planned.items] == [False, False, True]
     assert planned.items[2].repository == Repository("someone/shoes", COMMIT)
+
+
+def named(folder: Path, name: str, repo: str = "someone/shoes", extra: str = "") -> str:
+    path = Path(task_file(folder / name, extra=extra))
+    path.write_text(path.read_text().replace("someone/shoes", repo))
+    return str(path.rename(path.with_name(f"{name}.yaml")))
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"", b"{}", b"[]", b'["x"]'])
+def test_an_answer_that_is_no_hubs_is_one_tasks_error(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    write_shoes(hub.root / "datasets" / "someone" / "boots")
+    hub.fail("tree", Fault(content=content))
+    bad, good = fetch(plan([named(tmp_path, "shoes"), named(tmp_path, "boots", "someone/boots")]))
+    assert "someone/shoes@0123456" in bad.error
+    assert "is there a proxy" in bad.error
+    assert "\n" not in bad.error
+    assert (good.error, good.images) == ("", {"train": 8, "test": 3})
+    (again,) = fetch(plan([named(tmp_path, "shoes")]))
+    assert not again.error, "what was answered before is not kept"
+
+
+def test_without_a_network_the_task_files_sizes_are_the_estimate(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = named(tmp_path, "shoes", extra="download_bytes: 1234567\n")
+    assert (plan([path]).tasks[0].estimate, plan([path]).estimated) == (None, 0), "the hub knows better"
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "elsewhere")
+    planned = plan([path, named(tmp_path, "boots", "someone/boots"), "digits"])
+    assert [task.estimate for task in planned.tasks] == [1234567, None, None]
+    assert planned.estimated == 1234567
+    assert planned.tasks[0].stored == ("train", "test")
+    assert "cannot be reached" in planned.tasks[0].error
+    # The task file states the size of train and test together, and says nothing of other splits.
+    for splits, expected in ((["train", "test"], 1234567), (["test"], None), (["validation"], None), (["tset"], None)):
+        assert plan([path], splits).tasks[0].estimate == expected

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vitbench.errors import DataError
+from vitbench.errors import DataError, StoreError
 from vitbench.tasks.catalog import load_task
+from vitbench.tasks.sources import SOURCES
 from vitbench.tasks.sources.files import open_parquet, read_parquet, rows_of
 from vitbench.tasks.sources.rows import Rows, file_digest, text_digest
 from vitbench.tasks.spec import TaskSpec
@@ -294,3 +297,118 @@ def test_a_file_that_two_patterns_take_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("['train-*.parquet']", "['train-*.parquet', 'tra*']"))
     with pytest.raises(DataError, match=r"split 'train' takes the file .*train-00000-of-00001.parquet twice"):
         load_task(str(path))
+
+
+def keep_times(path: Path, data: pa.Table) -> None:
+    """Write a parquet file anew so that only its content tells: `datasets` knows files by path and time of modification."""
+    pq.write_table(data, path)
+    os.utime(path, (1.6e9, 1.6e9))
+
+
+def test_a_file_that_is_written_anew_gives_its_new_labels_and_images(tmp_path: Path) -> None:
+    images = [{"bytes": png(10 * index), "path": None} for index in range(3)]
+    path = tmp_path / "train.parquet"
+    keep_times(path, pa.table({"image": images, "label": [0, 1, 2]}))
+    digests = [file_digest(path)]
+    first = open_parquet([path], digests)
+    assert first["label"][:] == [0, 1, 2]
+    keep_times(path, pa.table({"image": images[::-1], "label": [2, 0, 1]}))
+    for given in (None, [file_digest(path)]):
+        second = open_parquet([path], given)
+        assert second["label"][:] == [2, 0, 1]
+        assert second.data.column("image")[0].as_py()["bytes"] == png(20)
+    # The first stays what it was for as long as it is held.
+    assert first["label"][:] == [0, 1, 2]
+    keep_times(path, pa.table({"image": images, "label": [0, 1, 2]}))
+    assert open_parquet([path], digests)["label"][:] == [0, 1, 2]
+
+
+def test_the_arrow_copy_lies_in_the_cache_of_vitbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITBENCH_CACHE", str(tmp_path / "mine"))
+    read(tmp_path, table([0, 1]))
+    read(tmp_path, table([0, 1]))
+    assert len(list((tmp_path / "mine" / "arrow").iterdir())) == 1
+    read(tmp_path, table([1, 0]))
+    assert len(list((tmp_path / "mine" / "arrow").iterdir())) == 2
+    (tmp_path / "full").write_text("no folder")
+    monkeypatch.setenv("VITBENCH_CACHE", str(tmp_path / "full"))
+    with pytest.raises(StoreError, match=r"the arrow copy of .*train.parquet cannot be written to .*; VITBENCH_CACHE"):
+        read(tmp_path, table([1, 1]))
+
+
+def test_shards_of_unlike_types_are_told_once(tmp_path: Path) -> None:
+    path = Path(write_task(tmp_path, table([0, 1]), table([0, 1])))
+    beyond = table([0, 1]).set_column(1, "label", pa.array([1, 2**63], pa.uint64()))
+    pq.write_table(beyond, tmp_path / "train-00001-of-00001.parquet")
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    logging.getLogger("datasets").addHandler(handler)
+    before = datasets.logging.get_verbosity()
+    try:
+        with pytest.raises(DataError, match=r"the parquet files of this split cannot be read as one table: ") as caught:
+            load_task(str(path))
+    finally:
+        logging.getLogger("datasets").removeHandler(handler)
+    assert "\n" not in str(caught.value)
+    assert datasets.logging.get_verbosity() == before
+    assert not told
+
+
+def test_rows_say_which_files_they_are_from(tmp_path: Path) -> None:
+    data = table([0, 1])
+    plain = read(tmp_path, data)
+    assert plain.files == (str((tmp_path / "train.parquet").resolve()),)
+    (tmp_path / "link").symlink_to(tmp_path)
+    spelled = TaskSpec(
+        title="T",
+        source={"kind": "parquet", "path": str(tmp_path / "link")},
+        splits={"train": {"files": ("./tr*.parquet",)}, "test": {"files": ("test.parquet",)}},
+    )
+    assert read_parquet(spelled, "train", tmp_path).files == plain.files
+
+
+def test_a_file_twice_by_two_names_is_refused(tmp_path: Path) -> None:
+    pq.write_table(table([0, 1]), tmp_path / "train.parquet")
+    (tmp_path / "twin.parquet").symlink_to("train.parquet")
+    spec = TaskSpec(
+        title="T",
+        source={"kind": "parquet"},
+        splits={"train": {"files": ("train.parquet", "twin.parquet")}, "test": {"files": ("test.parquet",)}},
+    )
+    with pytest.raises(DataError, match=r"takes the file .*twin.parquet twice, also as train.parquet"):
+        read_parquet(spec, "train", tmp_path)
+
+
+NAMES = [
+    ("", "", r"splits.train: '' is no file name and no pattern"),
+    ("", ".", r"splits.train: '.' is no file name and no pattern"),
+    ("", "a**b", r"splits.train: 'a\*\*b' is no file name and no pattern"),
+    ("", "a\0b", r"splits.train: 'a\\x00b' holds a NUL character"),
+    ("", "a" * 300, r"…a+' cannot be looked up: file name too long"),
+    ("a\0b", "a", r"source.path: 'a\\x00b' holds a NUL character"),
+    ("~no-such-user/x", "a", r"source.path: '~no-such-user/x': nobody here has the home ~no-such-user"),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "message"), NAMES)
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "webdataset", "npz", "cifar_binary"])
+def test_names_that_no_disk_could_hold(tmp_path: Path, kind: str, path: str, name: str, message: str) -> None:
+    spec = TaskSpec(
+        title="T",
+        source={"kind": kind, "path": path},
+        splits={"train": {"files": (name,)}, "test": {"files": ("test",)}},
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        SOURCES.load(kind)(spec, "train", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_class_names_that_no_disk_could_hold(tmp_path: Path) -> None:
+    for name, message in (("a\0b", r"class_names_file: 'a\\x00b' holds a NUL"), ("a" * 300, "File name too long")):
+        with pytest.raises(DataError, match=message):
+            read(tmp_path, table([0, 1]), class_names_file=name)
+
+
+def test_boolean_labels_of_a_column(tmp_path: Path) -> None:
+    assert read(tmp_path, table([False, True])).labels.tolist() == [0, 1]

@@ -10,6 +10,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -507,10 +508,7 @@ def test_checksums_are_read_once_for_a_file_that_stays_as_it_is(
 ) -> None:
     from vitbench.tasks.sources import digests
 
-    load_task(task)
-    for name in repository_files(Repository("someone/shoes", COMMIT)):
-        if (place := Repository("someone/shoes", COMMIT).path(name)).is_file():
-            os.utime(place, (1e9, 1e9))
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", -1.0)
     load_task(task)
     monkeypatch.setattr(digests, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
     load_task(task)
@@ -568,3 +566,138 @@ def test_a_list_that_cannot_be_read_is_asked_for_again(hub: Hub, task: str) -> N
     lists[0].write_text("{")
     Repository("someone/shoes", COMMIT).path(first_shard()).unlink()
     assert len(load_task(task).train) == 8
+
+
+# Answers that are no hub's.
+
+PAGE = b"<!doctype html><title>Welcome to our Wi-Fi</title>"
+ENTRY = {"type": "file", "path": "data/a.parquet", "oid": "0" * 40, "size": 3}
+NO_LISTS = {
+    "a page": PAGE,
+    "nothing": b"",
+    "another code": b"\xff\xfe\x00",
+    "half a list": json.dumps([ENTRY]).encode()[:-9],
+    "an object": b"{}",
+    "an error": b'{"error": "please log in"}',
+    "null": b"null",
+    "names": b'["data/train-00000-of-00002.parquet"]',
+    "numbers": b"[1]",
+    "no path": json.dumps([{**ENTRY, "path": ""}]).encode(),
+    "no size": json.dumps([{"type": "file", "path": "a", "oid": "0" * 40}]).encode(),
+    "below nothing": json.dumps([{**ENTRY, "size": -1}]).encode(),
+    "no digest": json.dumps([{**ENTRY, "oid": "../x"}]).encode(),
+    "no large digest": json.dumps([{**ENTRY, "lfs": {"size": 3}}]).encode(),
+    "a large text": json.dumps([{**ENTRY, "lfs": "yes"}]).encode(),
+    "another type": json.dumps([{**ENTRY, "type": "login"}]).encode(),
+    "deep": b"[" * 100_000,
+}
+
+
+def kept_lists() -> list[Path]:
+    return list((Path(os.environ["VITBENCH_CACHE"]) / "hub").glob("*"))
+
+
+@pytest.mark.parametrize("kind", NO_LISTS)
+def test_a_list_that_is_no_hubs_is_told_and_never_kept(hub: Hub, task: str, kind: str) -> None:
+    hub.fail("tree", Fault(content=NO_LISTS[kind]))
+    with pytest.raises(DataError) as told:
+        load_task(task)
+    assert str(told.value) == (
+        "the hub's answer about the list of files of the dataset someone/shoes@0123456 is not what a hub says: is there a "
+        "proxy or a login page in between?"
+    )
+    assert not kept_lists()
+    assert len(load_task(task).train) == 8, "the next answer is a hub's"
+
+
+@pytest.mark.parametrize("content", [b"[]", b'[{"type": "directory", "oid": "00", "size": 0, "path": "data"}]'])
+def test_an_empty_list_is_never_kept(hub: Hub, task: str, content: bytes) -> None:
+    hub.fail("tree", Fault(content=content))
+    with pytest.raises(
+        DataError, match="the hub lists no files of the dataset someone/shoes@0123456: is there a proxy"
+    ):
+        load_task(task)
+    assert not kept_lists()
+    assert len(load_task(task).train) == 8
+
+
+def test_a_list_whose_second_page_is_no_list_is_not_kept_in_part(hub: Hub, task: str) -> None:
+    hub.page = 3
+    hub.fail("tree", Fault())
+    hub.fail("tree", Fault(content=PAGE))
+    with pytest.raises(DataError, match="is not what a hub says"):
+        load_task(task)
+    assert not kept_lists()
+
+
+@pytest.mark.parametrize(
+    "following", ["{endpoint}/api/datasets/someone/shoes/tree/{commit}?again=1", "ftp://x/y", "http://[/"]
+)
+def test_a_list_that_goes_round_or_nowhere_ends(
+    hub: Hub, task: str, following: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import hub_server
+
+    send = hub_server._Handler._send
+    link = f'<{following.format(endpoint=hub.endpoint, commit=COMMIT)}>; rel="next"'
+
+    def sending(self: Any, status: int, content: bytes, headers: Any = None, fault: Any = None) -> None:
+        send(self, status, content, {"Link": link} if "/tree/" in self.path else headers, fault)
+
+    monkeypatch.setattr(hub_server._Handler, "_send", sending)
+    with pytest.raises(DataError, match="is not what a hub says"):
+        load_task(task)
+    assert len([request for request in hub.log if "/tree/" in request.path]) <= 2
+
+
+NO_COMMITS = [PAGE, b"", b"{}", b"[]", b"null", b'{"sha": null}', b'{"sha": "main"}', b'{"id": 3, "sha": 5}']
+
+
+@pytest.mark.parametrize("content", NO_COMMITS, ids=lambda content: content.decode()[:20])
+def test_a_commit_that_is_none_is_told_and_never_pinned(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    path = task_file(tmp_path, revision="", extra="unverified: true\n")
+    hub.fail("revision", Fault(content=content))
+    with pytest.raises(
+        DataError,
+        match=r"^the hub's answer about the newest commit of the dataset someone/shoes is not what a hub says",
+    ):
+        load_task(path)
+    assert pins() == {}
+    load_task(path)
+    assert pins() == {"someone/shoes": COMMIT}
+
+
+@pytest.mark.parametrize("content", [b"[]", b'"no"', b"3", b'{"errors": [3]}', b'{"errors": 3}', b"\xff\xfe\x00", PAGE])
+@pytest.mark.parametrize(
+    ("status", "expected"), [(502, r"now \(502\)"), (403, r"refuses the list of files .* \(403\)")]
+)
+def test_a_refusal_in_words_that_no_hub_uses(
+    hub: Hub, task: str, pauses: list[float], content: bytes, status: int, expected: str
+) -> None:
+    hub.fail("tree", Fault(status=status, content=content), times=9)
+    with pytest.raises(DataError, match=expected):
+        load_task(task)
+    assert len(pauses) == (4 if status == 502 else 0)
+
+
+KEPT = [
+    "{}",
+    "[]",
+    '{"a": 3}',
+    '{"a": [3]}',
+    '{"a": [-1, "%s"]}',
+    '{"a": [1, "x"]}',
+    '{"../a": [1, "%s"]}',
+    '{".": [1, "%s"]}',
+]
+
+
+@pytest.mark.parametrize("content", KEPT)
+def test_a_kept_list_that_was_never_a_hubs_is_asked_for_again(hub: Hub, task: str, content: str) -> None:
+    repository = Repository("someone/shoes", COMMIT)
+    repository_files(repository)
+    (place,) = kept_lists()
+    place.write_text(content.replace("%s", "0" * 40))
+    assert len(load_task(task).train) == 8
+    assert len([request for request in hub.log if "/tree/" in request.path]) == 2
+    assert first_shard() in json.loads(place.read_text())

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import ImageFolderMaker
 from vitbench.errors import DataError
 from vitbench.tasks.catalog import find_task, load_task
-from vitbench.tasks.sources.imagefolder import read_folder
+from vitbench.tasks.sources.imagefolder import read_folder, split_folders
 from vitbench.tasks.spec import TaskSpec
 
 
@@ -226,3 +226,56 @@ def test_the_draw_is_told_and_decides_the_fingerprint(image_folder: ImageFolderM
     assert len({split.fingerprint for split in found}) == 3
     drawn = [sorted(split.where(row).split("(")[1] for row in range(len(split))) for split in found]
     assert drawn[0] != drawn[1]
+
+
+def folder_spec(path: str, folder: str, **source: object) -> TaskSpec:
+    return TaskSpec(
+        title="T",
+        source={"kind": "imagefolder", "path": path, **source},
+        splits={"train": {"folder": folder}, "test": {"folder": "test"}},
+    )
+
+
+def test_rows_say_which_images_they_are_from(image_folder: ImageFolderMaker) -> None:
+    root = image_folder()
+    rows = read_folder(folder_spec(str(root), "train"), "train", root.parent)
+    assert rows.files == tuple(str(rows.raw(row)) for row in range(18))
+    assert read_folder(folder_spec(str(root), "train/"), "train", root.parent).files == rows.files
+    assert read_folder(folder_spec("shoes", "./train"), "train", root.parent).files == rows.files
+    (root / "twin").symlink_to("train")
+    (root / "links" / "boot").mkdir(parents=True)
+    (root / "links" / "boot" / "x.png").symlink_to(root / "train" / "boot" / "003.png")
+    assert read_folder(folder_spec(str(root), "twin"), "train", root.parent).files == rows.files
+    assert read_folder(folder_spec(str(root), "links"), "train", root.parent).files == rows.files[3:4]
+
+
+def test_pixel_scale_of_a_folder(image_folder: ImageFolderMaker) -> None:
+    root = image_folder()
+    mask = root / "train" / "boot" / "000.png"
+    Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8)).save(mask)
+    plain = read_folder(folder_spec(str(root), "train"), "train", root.parent)
+    scaled = read_folder(folder_spec(str(root), "train", pixel_scale=255), "train", root.parent)
+    assert np.asarray(plain.image(0))[..., 0].tolist() == [[0, 1], [1, 0]]
+    assert np.asarray(scaled.image(0))[..., 0].tolist() == [[0, 255], [255, 0]]
+    assert scaled.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "message"),
+    [
+        ("a\0b", "train", r"source.path: 'a\\x00b' holds a NUL character"),
+        ("shoes", "a\0b", r"splits.train: 'a\\x00b' holds a NUL character"),
+        ("a" * 300, "train", r"cannot be looked up: file name too long"),
+        ("shoes", "a" * 300, r"cannot be looked up: file name too long"),
+        ("~no-such-user", "train", r"source.path: '~no-such-user': nobody here has the home ~no-such-user"),
+    ],
+)
+def test_names_that_no_disk_could_hold(image_folder: ImageFolderMaker, path: str, folder: str, message: str) -> None:
+    root = image_folder()
+    with pytest.raises(DataError, match=message):
+        read_folder(folder_spec(path, folder), "train", root.parent)
+
+
+def test_a_folder_of_a_name_that_no_disk_could_hold() -> None:
+    with pytest.raises(DataError, match="cannot be looked up: file name too long"):
+        split_folders(Path("/tmp") / ("a" * 300))

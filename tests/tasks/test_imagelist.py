@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ImageFolderMaker
 from vitbench.errors import DataError, UsageError
 from vitbench.tasks.catalog import load_task
+from vitbench.tasks.sources.imagelist import read_list
+from vitbench.tasks.sources.rows import Rows
+from vitbench.tasks.spec import TaskSpec
 from vitbench.tasks.task import TaskOptions
 
 TASK = """\
@@ -47,10 +52,30 @@ def test_images_are_in_the_order_of_the_list(image_folder: ImageFolderMaker) -> 
         ("../shoes/train/boot/000.png 0", r"climbs out of the list's folder"),
         ("/etc/passwd 0", r"climbs out of the list's folder"),
         ("", r"the list .*train.txt is empty"),
+        (
+            "train/boot/000.png,0",
+            r"'train/boot/000.png,0' is not a path and a label .* one space or a tab between them",
+        ),
+        ("train/boot/000.png ²", r"is not a path and a label from 0"),
+        ("train/boot/000.png ٣", r"is not a path and a label from 0"),
+        (
+            "train/boot/000.png 1000000",
+            r"^label 1000000 at .*train.txt:1: labels are class numbers from 0, below 1,000,000",
+        ),
+        ("train/boot/000.png " + "9" * 25, r"^label 999999999999… \(25 digits\) at .*train.txt:1: labels are class"),
+        ("train/boot/000.png " + "9" * 5000, r"^label 999999999999… \(5,000 digits\) at .*train.txt:1"),
+        ("train/boot/\0.png 0", r"train.txt:1: 'train/boot/\\x00.png' holds a NUL character"),
+        ("a" * 300 + ".png 0", r"cannot be looked up: file name too long"),
+        (
+            "train/boot/000.png 0\n\n./train//boot/000.png 1",
+            r"train.txt:3: the image './train//boot/000.png' comes twice: it is also at .*train.txt:1",
+        ),
+        ("train/boot/000.png 0\ntwin.png 0", r"train.txt:2: the image 'twin.png' comes twice"),
     ],
 )
 def test_a_wrong_list(image_folder: ImageFolderMaker, line: str, message: str) -> None:
     root = listed(image_folder)
+    (root / "twin.png").symlink_to("train/boot/000.png")
     (root / "train.txt").write_text(line)
     with pytest.raises(DataError, match=message):
         load_task(str(root.parent / "shoes.yaml"))
@@ -101,3 +126,76 @@ def test_data_elsewhere_that_does_not_fit(image_folder: ImageFolderMaker, tmp_pa
         load_task(str(path), TaskOptions(data={str(path): str(tmp_path / "nowhere")}))
     with pytest.raises(UsageError, match=r"task 'builtin/digits' is made by a program \(sklearn\) and has no files"):
         load_task("digits", TaskOptions(data={"digits": str(tmp_path)}))
+
+
+def test_an_image_in_two_lists_is_refused(image_folder: ImageFolderMaker) -> None:
+    root = listed(image_folder)
+    line = (root / "test.txt").read_text().splitlines()[0]
+    (root / "train.txt").write_text((root / "train.txt").read_text() + f"./{line}\n")
+    with pytest.raises(DataError, match=r"the splits 'train' and 'test' are both read from .*test/loafer/003.png"):
+        load_task(str(root.parent / "shoes.yaml"))
+
+
+def read(root: Path, *, files: tuple[str, ...] = ("train.txt",), path: str = "", **source: object) -> Rows:
+    spec = TaskSpec(
+        title="T",
+        source={"kind": "imagelist", "path": path, **source},
+        splits={"train": {"files": files}, "test": {"files": ("test.txt",)}},
+    )
+    return read_list(spec, "train", root)
+
+
+@pytest.mark.parametrize("between", [" ", "\t", "   ", " \t "])
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\n"), ("", "\r\n")])
+def test_lists_of_every_spelling_are_one(image_folder: ImageFolderMaker, between: str, start: str, end: str) -> None:
+    root = listed(image_folder)
+    (root / "train" / "boot" / "a shoe.png").write_bytes((root / "train" / "boot" / "000.png").read_bytes())
+    names = ["train/boot/a shoe.png", "train/clog/000.png"]
+    (root / "train.txt").write_text(f"{names[0]} 0\n{names[1]} 1")
+    plain = read(root)
+    text = start + end.join(f"{name}{between}{label}" for label, name in enumerate(names)) + end
+    (root / "train.txt").write_bytes(text.encode())
+    assert read(root).fingerprint == plain.fingerprint
+    assert read(root).files == plain.files == tuple(str(root / name) for name in names)
+
+
+def test_rows_say_which_images_they_are_from(image_folder: ImageFolderMaker) -> None:
+    root = listed(image_folder)
+    (root / "twin").symlink_to("train")
+    (root / "train.txt").write_text("./train/boot/000.png 0\ntwin/boot/001.png 1\n")
+    assert read(root).files == tuple(str(root / "train" / "boot" / name) for name in ("000.png", "001.png"))
+
+
+def test_a_list_that_is_named_twice_is_refused(image_folder: ImageFolderMaker) -> None:
+    with pytest.raises(DataError, match=r"train.txt:1: the image '.*' comes twice: it is also at .*train.txt:1"):
+        read(listed(image_folder), files=("train.txt", "./train.txt"))
+
+
+def test_pixel_scale_of_a_list(image_folder: ImageFolderMaker) -> None:
+    root = listed(image_folder)
+    Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8)).save(root / "mask.png")
+    (root / "train.txt").write_text("mask.png 0")
+    assert np.asarray(read(root).image(0))[..., 0].tolist() == [[0, 1], [1, 0]]
+    assert np.asarray(read(root, pixel_scale=255).image(0))[..., 0].tolist() == [[0, 255], [255, 0]]
+    assert read(root, pixel_scale=255).fingerprint != read(root).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "message"),
+    [
+        ("", "a\0b", r"the list: '.*a\\x00b' holds a NUL character"),
+        ("", "a" * 300, r"the list '.*' cannot be read: File name too long"),
+        ("a\0b", "train.txt", r"source.path: 'a\\x00b' holds a NUL character"),
+        ("~no-such-user", "train.txt", r"source.path: '~no-such-user': nobody here has the home ~no-such-user"),
+    ],
+)
+def test_names_that_no_disk_could_hold(tmp_path: Path, path: str, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, files=(name,), path=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"the list .*train.txt cannot be read: it is no text in UTF-8$"):
+        read(tmp_path)

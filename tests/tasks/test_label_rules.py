@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vitbench.errors import DataError
 from vitbench.tasks.label_rules import apply_hits, apply_rule
@@ -200,11 +200,18 @@ def test_an_array_of_the_hub_is_a_list() -> None:
     [
         (None, ["cat"], r"holds string, not whole numbers from 0: number the classes, and list their names"),
         (None, [0.0, 1.0], r"train.parquet: the label column 'label' holds double, not whole numbers"),
-        (None, [True], r"holds bool, not whole numbers"),
         (None, [0, None], r"is empty in 1 rows, the first of them row 1 \(train.parquet\)"),
         (None, [0, -1], r"row 1 \(train.parquet\): the label is -1, .* hide their test labels"),
         (None, [0, -2], r"row 1 \(train.parquet\): the label is -2, and labels are whole numbers from 0$"),
-        (None, np.array([2**63], np.uint64), r"beyond 64 bits"),
+        (None, np.array([0, 2**63], np.uint64), r"^label 9223372036854775808 at row 1 \(train.parquet\): labels are class"),
+        (None, [5, 1_000_000], r"^label 1000000 at row 1 \(train.parquet\): labels are class numbers from 0, below 1,000,000$"),
+        (Offset(kind="offset", add=2**63 - 1), [0, 1], r"^label 9223372036854775807 at row 0 "),
+        (Offset(kind="offset", add=-(2**63)), [-1], r"row 0 .*: the label is -9223372036854775808 by the rule offset"),
+        (Count(kind="count", add=2**63 - 1), [[1]], r"^label 9223372036854775807 at row 0 "),
+        (FloorDivide(kind="floor_divide", by=1e-6), [0.0, 1e300], r"^label 1e\+306 at row 1 "),
+        (FloorDivide(kind="floor_divide", by=1e-6), [1e308], r"^label inf at row 0 "),
+        (FloorDivide(kind="floor_divide", by=1e-6), [-1e308], r"row 0 .*: the label is -inf by the rule floor_divide"),
+        (PLAIN, [1e300], r"row 0 .*: the distance inf is in no bucket"),
         (None, np.array([1j]), r"holds complex128, which cannot be labels"),
         (X_POSITION, ["a"], r"holds string where the label_rule needs numbers"),
         (X_POSITION, [1.0, math.nan], r"row 1 .*the value is nan, which has no label"),
@@ -226,6 +233,7 @@ def test_an_array_of_the_hub_is_a_list() -> None:
         (KITTI_DISTANCE, [[{"type": "Car", "location": [0.0, 0.0, 1.0]}]], r"the types 'type' of .* holds string"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_what_is_no_label_is_refused_in_one_line(rule: LabelRule | None, values: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         apply(rule, values)
@@ -239,10 +247,38 @@ def test_values_of_any_layout_become_labels() -> None:
     assert apply(None, np.empty(0, np.int64)) == []
 
 
+def test_booleans_are_labels() -> None:
+    assert apply(None, [True, False, True]) == [1, 0, 1]
+    assert apply(None, np.array([False, True])) == [0, 1]
+    assert apply(Offset(kind="offset", add=1), [True, False]) == [2, 1]
+
+
+def test_the_largest_label() -> None:
+    assert apply(None, [999_999]) == [999_999]
+    assert apply(Offset(kind="offset", add=-(10**15)), [10**15 + 7]) == [7]
+
+
+UNBOUNDED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
+    (Offset, {"kind": "offset", "add": 10**30}, "less than or equal"),
+    (Count, {"kind": "count", "add": -(10**30)}, "greater than or equal"),
+    (FloorDivide, {"kind": "floor_divide", "by": math.inf}, "by"),
+    (FloorDivide, {"kind": "floor_divide", "by": math.nan}, "by"),
+    (FloorDivide, {"kind": "floor_divide", "by": 1e-300}, "greater than or equal"),
+    (Threshold, {"kind": "threshold", "thresholds": (-1, math.nan, 5)}, "thresholds.1"),
+    (Threshold, {"kind": "threshold", "thresholds": (-1, 1e300)}, "thresholds.1"),
+    (Threshold, {"kind": "threshold", "thresholds": (-1, 5), "sentinel": math.nan}, "sentinel"),
+    (Threshold, {"kind": "threshold", "thresholds": (-1, 5), "sentinel": math.inf}, "sentinel"),
+    (Threshold, {"kind": "threshold", "thresholds": (-1, 5), "item": 10**30}, "item"),
+]
+
+
 def test_a_rule_that_cannot_be_meant_is_refused() -> None:
     for thresholds, message in (((0, 0), "must increase, got 0, 0"), ((1, 3, 2), "must increase, got 1, 3, 2")):
         with pytest.raises(ValidationError, match=message):
             Threshold(kind="threshold", thresholds=thresholds)
+    for model, fields, message in UNBOUNDED:
+        with pytest.raises(ValidationError, match=message):
+            model.model_validate(fields)
     with pytest.raises(ValidationError, match="types and below are given together"):
         Threshold(kind="threshold", thresholds=(0, 1), types="type")
 
@@ -270,6 +306,10 @@ def test_hits() -> None:
         ([[1], None], "the hits column 'real' is empty in 1 rows, the first of them row 1"),
         ([[1], [0, None]], "the hits column 'real' is empty in 1 rows, the first of them row 1"),
         ([["a"]], "the hits column 'real' holds string, not whole numbers"),
+        (
+            [[True, False, True]],
+            "holds list<.*bool>: list the numbers of the right classes, not a flag for every class",
+        ),
         ([[], [0], [1, -1]], "row 2 .train.parquet.: the label is -1"),
         ([[], [0], [1, 3]], "row 2 .train.parquet.: the label 3 of the hits column 'real' is outside 0 to 2"),
     ],

@@ -253,3 +253,58 @@ def test_damage_is_told_in_one_line_or_does_no_harm(tmp_path: Path, data: st.Dat
     else:
         assert len(images) == len(rows.labels)
     assert "\n" not in message
+
+
+def test_an_array_that_no_memory_holds_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = np.zeros((5, 400, 500), np.uint8)
+    np.savez_compressed(tmp_path / "data.npz", images=zeros, labels=LABELS)
+    assert (tmp_path / "data.npz").stat().st_size < 10_000
+    monkeypatch.setattr(npz, "available_memory", lambda: 1_900_000)
+    unpacked: list[Any] = []
+    original = np.lib.format.read_array
+    monkeypatch.setattr(
+        np.lib.format, "read_array", lambda *given, **more: unpacked.append(0) or original(*given, **more)
+    )
+    rows = read(tmp_path)
+    with pytest.raises(DataError, match=r"'images' needs 0.0 GB of memory, and 0.0 GB are free: store it uncompressed"):
+        rows.image(0)
+    assert len(unpacked) == 1  # the labels
+    monkeypatch.setattr(npz, "available_memory", lambda: 2_100_000)
+    assert rows.image(0).size == (500, 400)
+    np.savez(tmp_path / "data.npz", images=zeros, labels=LABELS)
+    monkeypatch.setattr(npz, "available_memory", lambda: 0)
+    assert read(tmp_path).image(0).size == (500, 400)
+
+
+def test_the_memory_that_is_free_is_some_and_not_all() -> None:
+    total = npz.os.sysconf("SC_PAGE_SIZE") * npz.os.sysconf("SC_PHYS_PAGES")
+    assert 1 << 20 < npz.available_memory() <= total
+
+
+def test_an_image_beyond_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "data.npz", images=IMAGES, labels=LABELS)
+    rows = read(tmp_path)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 42)
+    assert rows.image(4).size == (7, 6)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 41)
+    with pytest.raises(DataError, match=r"row 4 .*: the image is too large, .*\(7x6 pixels, Pillow's limit is 41\)"):
+        rows.image(4)
+
+
+def test_rows_say_which_arrays_they_are_from(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", train_images=IMAGES, test_images=IMAGES, labels=LABELS)
+    place = str((tmp_path / "data.npz").resolve())
+    assert read(tmp_path, image="{split}_images").files == (f"{place}:train_images",)
+    assert read(tmp_path, image="test_images", files=("[d]ata.npz",)).files == (f"{place}:test_images",)
+
+
+def test_boolean_labels_and_labels_beyond_all_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=IMAGES, labels=LABELS > 0)
+    assert read(tmp_path).labels.tolist() == [0, 1, 1, 1, 0]
+    np.savez(tmp_path / "data.npz", images=IMAGES, labels=LABELS + 999_998)
+    with pytest.raises(
+        DataError, match=r"^label 1000000 at row 1 \(number 1 of 'images' in data.npz\): labels are class"
+    ):
+        read(tmp_path)

@@ -87,3 +87,38 @@ def test_each_mistake_names_its_line(tmp_path: Path, old: str, new: str, message
 def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match="a task file is a mapping"):
         read_task_file(write(tmp_path, text))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + level)}: &{chr(98 + level)} [{', '.join([f'*{chr(97 + level)}'] * 9)}]\n" for level in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"shoes.yaml:2: aliases are not read here: write out what '\*a' stands for"),
+        ("notes: &a [*a]\n", r"aliases are not read here"),
+        ("notes: " + "[" * 3000 + "\n", r"nested more than 50 deep"),
+        ("? [a]\n: 2\n", r"shoes.yaml"),
+        ("title: 2020-13-45\n", r"shoes.yaml: a value cannot be read: month must be in 1..12"),
+        (f"num_classes: {'1' * 5000}\n", r"shoes.yaml: a value cannot be read"),
+    ],
+    ids=["bomb", "recursive", "deep", "list as key", "date", "digits"],
+)
+def test_a_text_that_would_fill_memory_or_stack(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_task_file(write(tmp_path, text))
+    assert len(str(caught.value)) < 600
+
+
+def test_a_split_of_unknown_size_may_be_sliced_anywhere(tmp_path: Path) -> None:
+    text = GOOD.replace("{folder: train, size: 18}", '{select: "everything[:1100000]"}').replace(
+        "  test: ", "  everything: {folder: all}\n  test: "
+    )
+    assert read_task_file(write(tmp_path, text)).stored_parts("train") == {"everything"}
+
+
+def test_a_mistake_in_a_split_names_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"shoes.yaml:7: splits.test: '../test' climbs out of its folder"):
+        read_task_file(write(tmp_path, GOOD.replace("{folder: test}", "{folder: ../test}")))

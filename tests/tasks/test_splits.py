@@ -52,7 +52,10 @@ def test_selections_are_made_of_selections() -> None:
     ("expression", "message"),
     [
         ("train[:9999]", r"the slice 'train\[:9999\]' lies outside the 3,144 rows of split 'train'"),
-        ("test[50:]", r"the slice 'test\[50:\]' lies outside the 50 rows of split 'test'"),
+        ("test[50:]", r"the slice 'test\[50:\]' takes none of the 50 rows of split 'test'"),
+        ("test[51:]", r"the slice 'test\[51:\]' lies outside the 50 rows of split 'test'"),
+        ("test[:0]", r"takes none of the 50 rows"),
+        (f"test[:{'1' * 5000}]", r"cannot be read"),
         ("train[5:5]", r"the slice 'train\[5:5\]' is empty"),
         ("train[:101%]", r"a percentage is at most 100%"),
         ("train[-5:]", r"cannot be read at 'train\[-5:\]': write it like train\[:800\]\+validation\[:200\]"),
@@ -220,3 +223,12 @@ def test_other_sizes_stop_the_run_unless_they_are_accepted(image_folder: ImageFo
         load_task(path)
     task = load_task(path, TaskOptions(accept_sizes=True))
     assert task.deviations == ["split 'test' has 12 images where the task file expects 13"]
+
+
+def test_index_files_of_many_rows_are_compared_quickly() -> None:
+    """Two sets of 200,000 rows apart from each other: pairwise it would be 40,000,000,000 comparisons."""
+    every = whole("train", 400_000)
+    even, odd = every.take(range(0, 400_000, 2)), every.take(range(1, 400_000, 2))
+    assert even.shared(odd)[0] == 0
+    assert even.shared(every.slice(0, 10)) == (5, "train", 0)
+    assert len(every.take(range(400_000)).segments) == 1

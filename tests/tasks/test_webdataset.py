@@ -288,3 +288,31 @@ def test_a_broken_image_is_named_by_row_tar_and_member(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", [*samples([0]), ("x.png", b"no image"), ("x.cls", b"1")])
     with pytest.raises(DataError, match=r"row 1 \(train-0.tar: x.png\): not an image"):
         read(tmp_path).image(1)
+
+
+def test_rows_say_which_tars_they_are_from(tmp_path: Path) -> None:
+    for name in ("train-0.tar", "train-1.tar"):
+        write_tar(tmp_path / name, samples([0, 1]))
+    expected = tuple(str((tmp_path / name).resolve()) for name in ("train-0.tar", "train-1.tar"))
+    assert read(tmp_path).files == expected
+    assert read(tmp_path, files=("./train-1.tar",)).files == expected[1:]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (
+            b"1000000",
+            r"^label 1000000 at row 1 \(train-0.tar: b.png\): labels are class numbers from 0, below 1,000,000$",
+        ),
+        (b"9" * 18, r"^label 999999999999999999 at row 1 "),
+        (b"9" * 19, r"^label 9999999999999999999 at 'b.cls' of .*train-0.tar: labels are class numbers"),
+        (b"9" * 60, r"^label 999999999999… \(60 digits\) at 'b.cls' of .*train-0.tar: labels are class numbers"),
+        (b"9" * 5000, r"'b.cls' holds 5,000 bytes, where a whole number is needed"),
+    ],
+)
+def test_a_label_beyond_all_classes(tmp_path: Path, label: bytes, message: str) -> None:
+    members = [("a.png", png(0)), ("a.cls", b"0"), ("b.png", png(1)), ("b.cls", label)]
+    write_tar(tmp_path / "train-0.tar", members)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)

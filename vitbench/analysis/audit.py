@@ -24,6 +24,7 @@ from vitbench.tasks.task import Split, Task
 
 AUDIT_FILE = "audit.json"
 SHEET_FILE = "sheet.png"
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,28 @@ class LabelFacts:
     Attributes:
         lowest: The lowest label.
         highest: The highest label.
-        histogram: Number of images of each class, `num_classes` of them.
-        checksum: sha256 of the histogram's numbers, joined by commas.
+        classes: Number of classes.
+        histogram: Label to number of images, of the labels that any image has, in order.
+        checksum: sha256 of the histogram as `label:images`, joined by commas.
         min: Images of the smallest class that has any.
         median: Median over the classes that have any.
         max: Images of the largest class.
-        missing: Names (or numbers) of the classes that have none.
+        missing: Number of classes that have none.
+        missing_examples: Names (or numbers) of the first few of them.
         majority_class: Name (or number) of the largest class.
         majority_share: Its share of the images: what answering it always would score as accuracy.
     """
 
     lowest: int
     highest: int
-    histogram: tuple[int, ...]
+    classes: int
+    histogram: dict[int, int]
     checksum: str
     min: int
     median: float
     max: int
-    missing: tuple[str, ...]
+    missing: int
+    missing_examples: tuple[str, ...]
     majority_class: str
     majority_share: float
 
@@ -214,25 +219,31 @@ def label_facts(labels: IntArray, num_classes: int, names: Sequence[str]) -> Lab
 
     Args:
         labels: `[N]` int64, at least one.
-        num_classes: K; a label outside 0 to K - 1 shows in the range and makes the histogram longer.
+        num_classes: K; a label outside 0 to K - 1 shows in the range and in the histogram.
         names: Class names in order of label; may be empty.
     """
-    histogram = np.bincount(np.maximum(labels, 0), minlength=num_classes)
-    there = histogram[histogram > 0]
+    # Only labels that are there: K may be absurd, such as one more than a label that is an identifier of 18 digits.
+    values, there = np.unique(labels, return_counts=True)
+    histogram = dict(zip(values.tolist(), there.tolist(), strict=True))
 
     def name(label: int) -> str:
-        return names[label] if label < len(names) else str(label)
+        return names[label] if 0 <= label < len(names) else str(label)
 
-    largest = int(histogram.argmax())
+    missing = (label for label in range(num_classes) if label not in histogram)
+    largest = int(there.argmax())
     return LabelFacts(
         lowest=int(labels.min()),
         highest=int(labels.max()),
-        histogram=tuple(histogram.tolist()),
-        checksum=hashlib.sha256(",".join(map(str, histogram.tolist())).encode()).hexdigest(),
+        classes=num_classes,
+        histogram=histogram,
+        checksum=hashlib.sha256(
+            ",".join(f"{label}:{count}" for label, count in histogram.items()).encode()
+        ).hexdigest(),
         min=int(there.min()),
         median=float(np.median(there)),
         max=int(there.max()),
-        missing=tuple(name(int(label)) for label in np.flatnonzero(histogram == 0)),
-        majority_class=name(largest),
-        majority_share=float(histogram[largest] / len(labels)),
+        missing=num_classes - sum(0 <= label < num_classes for label in histogram),
+        missing_examples=tuple(map(name, itertools.islice(missing, _NAMED))),
+        majority_class=name(int(values[largest])),
+        majority_share=float(there[largest] / len(labels)),
     )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitbench.analysis.audit import AUDIT_FILE, SHEET_FILE, Audit, audit_task, write_audit
 from vitbench.analysis.contact_sheet import TASK, sheet_preprocessing, write_sheet
-from vitbench.errors import StoreError, UsageError, VitbenchError
+from vitbench.errors import StoreError, UsageError, VitbenchError, first_line
 from vitbench.execution.reporter import Reporter
-from vitbench.records.atomic import check_writable, slug
+from vitbench.hub import offline
+from vitbench.records.atomic import check_writable, slug, write_text
 from vitbench.tasks import transforms
 from vitbench.tasks.catalog import expand_tasks, load_task
 from vitbench.tasks.task import Task, TaskOptions
+
+FAILURES = "failures"
+"""Folder of the tracebacks of what nobody expected, below the output folder."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class AuditOptions:
         task_data: Name of a task to where its data is read from.
         accept_sizes: Go on where a split has another size than expected.
         workers: Threads that decode images.
+        offline: Ask the hub nothing.
     """
 
     splits: tuple[str, ...] = ()
@@ -39,6 +47,7 @@ class AuditOptions:
     task_data: Mapping[str, str] = field(default_factory=dict)
     accept_sizes: bool = False
     workers: int | None = None
+    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ def audit_tasks(
 ) -> Iterator[Outcome]:
     """Audit tasks one after the other; each has a folder below `out` with `audit.json` and `sheet.png`.
 
+    Whatever goes wrong with a task is its outcome, and the others go on.
+
     Args:
         patterns: Names, suites, globs, task files, `imagefolder:PATH`.
         out: Where the folders go.
@@ -80,16 +91,29 @@ def audit_tasks(
     if options.preprocess and options.preprocess != TASK:
         transforms.check(options.preprocess)
     check_writable(out)
-    taken: set[str] = set()
+    taken = {FAILURES}
     for name in names:
-        try:
-            task = load_task(name, TaskOptions(data=options.task_data, accept_sizes=options.accept_sizes))
-            folder = out / _folder_name(task.name, taken)
-            yield _audit_one(task, folder, options, reporter)
-        except StoreError:
-            raise
-        except VitbenchError as error:
-            yield Outcome(name, None, f"{name}: {error}" if name not in str(error) else str(error))
+        # Entered for each task alone: between two of them the caller's code runs.
+        with offline() if options.offline else nullcontext():
+            outcome = _outcome(name, out, taken, options, reporter)
+        yield outcome
+
+
+def _outcome(name: str, out: Path, taken: set[str], options: AuditOptions, reporter: Reporter | None) -> Outcome:
+    try:
+        task = load_task(name, TaskOptions(data=options.task_data, accept_sizes=options.accept_sizes))
+        return _audit_one(task, out / _folder_name(task.name, taken), options, reporter)
+    except StoreError:
+        raise
+    except VitbenchError as error:
+        return Outcome(name, None, f"{name}: {error}" if name not in str(error) else str(error))
+    except Exception as error:
+        # A bug, or memory that ran out: this task is lost, the others need not be, and the traceback is kept.
+        text = "".join(traceback.format_exception(error))
+        path = out / FAILURES / f"{hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}.txt"
+        write_text(path, text.encode("utf-8", "backslashreplace").decode())
+        line = f"{type(error).__name__}: {first_line(error)} (unexpected; traceback in {path})"
+        return Outcome(name, None, f"{name}: {line}")
 
 
 def _audit_one(task: Task, folder: Path, options: AuditOptions, reporter: Reporter | None) -> Outcome:

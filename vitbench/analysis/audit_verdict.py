@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vitbench.analysis.duplicates import PAIRS_PER_IMAGE, SMALLEST_SIDE, Example, Overlap
-from vitbench.errors import listed
 
 if TYPE_CHECKING:
     from vitbench.analysis.audit import Audit, SplitAudit
@@ -27,6 +26,7 @@ _KIND_NOTES = {
     "exif_rotated": "to be turned by their EXIF orientation, which vitbench ignores, as TensorFlow and timm do",
 }
 _MANY = 0.25
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,15 @@ def _broken(split: SplitAudit) -> Iterator[Finding]:
 
 def _classes(split: SplitAudit, scored: str) -> Iterator[Finding]:
     labels = split.labels
-    classes = len(labels.histogram)
+    classes = labels.classes
     if labels.missing:
-        names = listed((f"'{name}'" for name in labels.missing), most=3)
+        names = ", ".join(f"'{name}'" for name in labels.missing_examples[:_NAMED])
+        names += f" and {labels.missing - _NAMED:,} more" if labels.missing > _NAMED else ""
         effect = "they are never scored" if split.name == scored else "they cannot be learned"
         advice = "" if split.partial else "; is a file of the split missing?"
         yield Finding(
             "note" if split.partial else "warning",
-            f"{split.name} has no image of {len(labels.missing):,} of {classes:,} classes ({names}): {effect}{advice}",
+            f"{split.name} has no image of {labels.missing:,} of {classes:,} classes ({names}): {effect}{advice}",
         )
     if split.name == scored and labels.majority_share * classes >= 1.5:
         yield Finding(

@@ -21,8 +21,10 @@ EXAMPLES = """Examples:
 
 `vitbench audit --tasks imagefolder:./shoes --backbone timm:vit_base_patch16_224.augreg_in21k`
 
-`vitbench audit --tasks vtab/natural --limit 500 --json`
+`vitbench audit --tasks vtab/natural --limit 500 --offline --json`
 """
+
+_BETWEEN = " · "
 
 
 def audit(
@@ -58,13 +60,16 @@ def audit(
         bool, typer.Option("--accept-sizes", help="Go on where a split has another size than expected.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode images.")] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only what has been fetched; ask the hub nothing.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("results/audits"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at every image of a task: sizes, labels, broken images, copies within and across splits, and a contact sheet.
 
     Exit status: 0 when nothing makes numbers untrustworthy; 1 for unreadable images, sizes that are off, images that are
-    pixel for pixel in two splits, or a task that could not be loaded.
+    pixel for pixel in two splits, or a task that could not be audited; 2 when none could.
     """
     import json
 
@@ -83,6 +88,7 @@ def audit(
         task_data=dict(key_value(text, "--task-data") for text in task_data or []),
         accept_sizes=accept_sizes,
         workers=workers,
+        offline=offline,
     )
     found, failures = [], 0
     for outcome in audit_tasks(split_list(tasks), out, options, ConsoleReporter()):
@@ -122,13 +128,8 @@ def _split_table(audit: Audit) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    title = f"{audit.task} · {audit.title}" + (" · synthetic" if audit.synthetic else "")
-    caption = "a · b · c: least, median, greatest"
-    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("")
     columns = []
     for split in audit.splits:
-        table.add_column(escape(split.name), justify="right", overflow="fold")
         labels, images = split.labels, split.images
         columns.append(
             {
@@ -136,9 +137,9 @@ def _split_table(audit: Audit) -> Table:
                 "expected": "" if split.expected is None else f"{split.expected:,}",
                 "looked at": f"{images.looked_at:,}" if images.looked_at < split.found else "",
                 "unreadable": f"{images.unreadable:,}",
-                "classes": f"{len(labels.histogram) - len(labels.missing):,} of {len(labels.histogram):,}",
+                "classes": f"{labels.classes - labels.missing:,} of {labels.classes:,}",
                 "labels": f"{labels.lowest:,} to {labels.highest:,}",
-                "images per class": f"{labels.min:,} · {labels.median:,g} · {labels.max:,}",
+                "images per class": _three(f"{labels.min:,}", f"{labels.median:,g}", f"{labels.max:,}"),
                 "largest class": f"{labels.majority_class}, {100 * labels.majority_share:.1f} %",
                 "histogram": labels.checksum[:12],
                 "formats": ", ".join(f"{name} {count:,}" for name, count in images.formats.items()),
@@ -149,6 +150,13 @@ def _split_table(audit: Audit) -> Table:
                 **_kinds(images),
             }
         )
+    title = escape(f"{audit.task} · {audit.title}" + (" · synthetic" if audit.synthetic else ""))
+    if any(_BETWEEN in text for column in columns for text in column.values()):
+        title += f"\n[not bold dim]a{_BETWEEN}b{_BETWEEN}c: least, median, greatest[/]"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
+    for split in audit.splits:
+        table.add_column(escape(split.name), justify="right", overflow="fold")
     for name in dict.fromkeys(name for column in columns for name in column):
         values = [column.get(name, "0") for column in columns]
         if any(values):
@@ -161,11 +169,12 @@ def _kinds(images: ImageFacts) -> dict[str, str]:
 
 
 def _spread(spread: Spread | None, digits: int = 0) -> str:
-    """Least, median, greatest; one number when they are the same."""
-    if spread is None:
-        return ""
-    values = [f"{value:,.{digits}f}" for value in (spread.min, spread.median, spread.max)]
-    return values[0] if spread.min == spread.max else " · ".join(values)
+    return "" if spread is None else _three(*(f"{x:,.{digits}f}" for x in (spread.min, spread.median, spread.max)))
+
+
+def _three(*values: str) -> str:
+    """Least, median, greatest; one number when they read the same."""
+    return values[0] if len(set(values)) == 1 else _BETWEEN.join(values)
 
 
 def _copy_table(audit: Audit) -> Table:

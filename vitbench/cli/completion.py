@@ -8,7 +8,8 @@ def complete_task(incomplete: str) -> list[str]:
     from vitbench.tasks.catalog import suites, task_files
 
     before, comma, last = incomplete.rpartition(",")
-    names = [*task_files(), *suites(), *(name.split("/")[-1] for name in task_files())]
+    short = [name.split("/")[-1] for name in task_files()]
+    names = [*task_files(), *suites(), *(name for name in short if short.count(name) == 1)]
     return [before + comma + name for name in dict.fromkeys(names) if name.startswith(last)]
 
 
@@ -26,4 +27,4 @@ def complete_backbone(incomplete: str) -> list[str]:
 
 def complete_format(incomplete: str) -> list[str]:
     """Formats of a leaderboard."""
-    return [form for form in ("table", "markdown", "csv", "json", "latex") if form.startswith(incomplete)]
+    return [form for form in ("table", "markdown", "csv", "json", "html", "latex") if form.startswith(incomplete)]

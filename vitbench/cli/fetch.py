@@ -41,7 +41,10 @@ def fetch(
 ) -> None:
     """Fetch exactly the files that tasks need from the hub, and prove that each task loads.
 
-    One split does not pull the others. An interrupted fetch goes on where it stopped; after it `--offline` works.
+    One split does not pull the others. An interrupted fetch goes on where it stopped; after it `--offline` works. A task whose
+    data lies on this machine, or is pointed elsewhere by `--task-data` of `vitbench run`, needs no fetch.
+
+    Exit status: 0 when every task can be used, 1 when some cannot, 2 when none can.
     """
     from vitbench.cli.console import console
     from vitbench.cli.run import refuse_empty
@@ -69,8 +72,9 @@ def fetch(
         _print_json(planned, results, dry_run)
     else:
         _print_results(results, dry_run)
-    if any(result.error for result in results):
-        raise typer.Exit(1)
+    failed = [result for result in results if result.error]
+    if failed:
+        raise typer.Exit(1 if len(failed) < len(results) else 2)
 
 
 @contextmanager
@@ -92,13 +96,14 @@ def _bar(size: int) -> Iterator[Callable[[FetchItem, int], None]]:
 
 
 def _row(task: TaskPlan, planned: FetchPlan) -> dict[str, Any]:
-    items = planned.of(task.task)
+    items, known = planned.of(task.task), not task.error
     return {
         "task": task.task,
         "splits": list(task.stored),
-        "files": len(items),
-        "bytes": sum(item.bytes for item in items),
-        "bytes_there": sum(item.there for item in items),
+        "files": len(items) if known else None,
+        "bytes": sum(item.bytes for item in items) if known else None,
+        "bytes_estimated": task.estimate,
+        "bytes_there": sum(item.there for item in items) if known else None,
     }
 
 
@@ -119,16 +124,21 @@ def _print_plan(planned: FetchPlan) -> None:
     rows = []
     for task in planned.tasks:
         row = _row(task, planned)
-        row |= {"bytes": decimal(row["bytes"]), "bytes_there": decimal(row["bytes_there"])} | {
-            "splits": ", ".join(task.stored),
-            "state": _state(task, row),
-        }
+        size = f"{decimal(task.estimate)} (task file)" if task.estimate is not None else "?"
         rows.append(
-            {name.replace("bytes", "size").replace("size_there", "there"): value for name, value in row.items()}
+            {
+                "task": task.task,
+                "splits": ", ".join(task.stored),
+                "files": "?" if task.error else row["files"],
+                "size": size if task.error else decimal(row["bytes"]),
+                "there": "?" if task.error else decimal(row["bytes_there"]),
+                "state": _state(task, row),
+            }
         )
     print_rows(rows, as_json=False)
+    estimated = f"; {decimal(planned.estimated)} more by the task files" if planned.estimated else ""
     console().print(
-        f"{len(planned.items):,} files, {decimal(planned.bytes)}; {decimal(planned.to_fetch)} to fetch, "
+        f"{len(planned.items):,} files, {decimal(planned.bytes)}; {decimal(planned.to_fetch)} to fetch{estimated}, "
         f"{decimal(free_bytes())} free on the disk",
         soft_wrap=True,
     )
@@ -172,5 +182,6 @@ def _print_json(planned: FetchPlan, results: list[Fetched], dry_run: bool) -> No
             row |= {"images": result.images, "classes": result.classes or None, "notes": list(result.notes)}
         rows.append(row)
     totals = {"files": len(planned.items), "bytes": planned.bytes, "bytes_to_fetch": planned.to_fetch}
+    totals |= {"bytes_estimated": planned.estimated}
     content = {"tasks": rows, **totals, "bytes_free": free_bytes()}
     print(json.dumps(content, indent=2, ensure_ascii=False))  # noqa: T201

@@ -108,6 +108,13 @@ class RunConfig(BaseModel):
             raise ValueError("has an empty name")
         return value
 
+    @field_validator("task_data")
+    @classmethod
+    def _no_empty_place(cls, value: dict[str, str]) -> dict[str, str]:
+        if empty := next((name for name, place in value.items() if not place.strip()), None):
+            raise ValueError(f"names no folder for '{empty}'")
+        return value
+
     @field_validator("out")
     @classmethod
     def _no_empty_path(cls, value: Path) -> Path:

@@ -18,7 +18,7 @@ from vitbench.execution.config import AUTO, TASK, RunConfig
 from vitbench.execution.reporter import Reporter
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.featureset import FeatureSet, IntArray
-from vitbench.features.load import preprocessing_of
+from vitbench.features.load import load_backbone, preprocessing_of
 from vitbench.features.store import FeatureStore
 from vitbench.features.view import rows_of_bases, split_features
 from vitbench.protocols import metrics
@@ -47,6 +47,7 @@ class Job:
         failures: What cannot be done, a line each: representations that the backbone lacks.
         notes: What the user should know about the task under this protocol.
         same_as: Another name under which the same data has its records; empty if there is none.
+        refreshed: Records that are there, and of which the task file now says something else that decides no number.
     """
 
     backbone: Backbone
@@ -63,6 +64,7 @@ class Job:
     failures: Sequence[str]
     notes: Sequence[str]
     same_as: str = ""
+    refreshed: Sequence[Record] = ()
 
     @property
     def keys(self) -> list[str]:
@@ -90,6 +92,14 @@ class Job:
             name: sum(map(len, self.stores[name].missing(atoms, rows).values())) if atoms else 0
             for name, rows in self.stored_rows.items()
         }
+
+
+def load_for(spec: str, config: RunConfig) -> Backbone:
+    """The backbone of a spec on the device and in the dtype of a run's configuration; the spec's own dtype goes first."""
+    backbone = load_backbone(spec, device=config.device, allow_untrained=config.allow_untrained)
+    if backbone.spec.dtype == AUTO:
+        backbone.to(backbone.device, config.dtype)
+    return backbone
 
 
 def backbone_name(backbone: Backbone) -> str:
@@ -145,8 +155,11 @@ def prepare(
         for name in names
         for cell in protocol.cells()
     }
-    present = {pair for pair, value in identities.items() if key(value) in results}
+    shown = _shown(task, splits)
+    present = {pair for pair, value in identities.items() if _is_there(results, key(value), task)}
     own = {pair for pair in present if key(identities[pair]) in made}
+    there = [results.read(key(identities[pair])) for pair in present]
+    refreshed = [record for record in there if record.task == task.name and record.model_copy(update=shown) != record]
     names_there = {results.read(key(identities[pair])).task for pair in present}
     if present - own and config.on_existing == "error":
         raise UsageError(
@@ -192,6 +205,7 @@ def prepare(
         failures,
         notes,
         same_as,
+        [record.model_copy(update=shown) for record in refreshed],
     )
 
 
@@ -209,22 +223,24 @@ def carry_out(
     """
     made: set[str] = set()
     failures: list[str] = []
+    for old in job.refreshed:
+        results.refresh(old)
     if not job.records_wanted:
         return made, failures
-    features = _features(job, config, reporter)
+    features = features_of(job, config, reporter)
     tuning = Tuning(features["tune_train"], features["tune_validation"]) if job.protocol.tunes else None
     source = provenance(command, str(job.backbone.device), job.backbone.provenance_notes)
     label = f"score   {job.backbone.spec.label} · {job.task.name}"
     with reporter.track(label, job.records_wanted, "records") as advance:
         for name, cells in job.wanted.items():
             try:
-                for outcome, seconds in _timed(
+                for outcome, seconds in timed(
                     job.protocol.evaluate(
                         features["train"], features["test"], name, job.task.num_classes, cells, tuning
                     )
                 ):
-                    record = _record(job, name, outcome, features["test"], seconds, source)
-                    results.write(record, _predictions(outcome, features["test"]))
+                    record = record_of(job, name, outcome, features["test"], seconds, source)
+                    results.write(record, predictions_of(outcome, features["test"]))
                     made.add(record.key)
                     advance(1)
             except StoreError:
@@ -234,7 +250,7 @@ def carry_out(
     return made, failures
 
 
-def _timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
+def timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
     """Each outcome with the seconds that it took to come."""
     started = time.perf_counter()
     for outcome in outcomes:
@@ -242,7 +258,7 @@ def _timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
         started = time.perf_counter()
 
 
-def _features(job: Job, config: RunConfig, reporter: Reporter) -> dict[str, FeatureSet]:
+def features_of(job: Job, config: RunConfig, reporter: Reporter) -> dict[str, FeatureSet]:
     """Role to the features of its split; every image of a stored split goes through the backbone once, whatever its roles."""
     bases = {base.name: base for split in job.splits.values() for base in split.bases}
     sets = {name: _extract(job, bases[name], rows, config, reporter) for name, rows in job.stored_rows.items()}
@@ -331,7 +347,20 @@ def _test_rows(size: int, limit: int | None) -> IntArray:
     return np.arange(limit, dtype=np.int64) * size // limit
 
 
-def _record(job: Job, name: str, outcome: Outcome, test: FeatureSet, seconds: float, source: Provenance) -> Record:
+def record_of(job: Job, name: str, outcome: Outcome, test: FeatureSet, seconds: float, source: Provenance) -> Record:
+    """The record of one outcome.
+
+    Args:
+        job: The job, one of whose identities it is.
+        name: Canonical name of the representation.
+        outcome: What the protocol measured.
+        test: The features that were scored.
+        seconds: Time of the evaluation.
+        source: Where the record comes from.
+
+    Raises:
+        DataError: The task's metric is not defined on this outcome.
+    """
     backbone, task, cell = job.backbone, job.task, outcome.cell
     found = job.identities[name, cell]
     return Record(
@@ -346,12 +375,7 @@ def _record(job: Job, name: str, outcome: Outcome, test: FeatureSet, seconds: fl
         num_parameters=backbone.num_parameters,
         task=task.name,
         num_classes=task.num_classes,
-        metric=task.spec.metric,
-        chance=task.chance,
-        splits={role: split.name for role, split in job.splits.items()},
-        source=task.source,
-        deviations=list(task.deviations),
-        synthetic=task.spec.synthetic,
+        **_shown(task, job.splits),
         protocol=job.protocol.name,
         protocol_label=job.protocol.label(),
         parameters=job.protocol.parameters(),
@@ -370,6 +394,26 @@ def _record(job: Job, name: str, outcome: Outcome, test: FeatureSet, seconds: fl
     )
 
 
+def _shown(task: Task, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """What a record says of its task beside the identity: a task file may say it anew without another number coming of it."""
+    return {
+        "metric": task.spec.metric,
+        "chance": task.chance,
+        "splits": {role: split.name for role, split in splits.items()},
+        "source": task.source,
+        "deviations": list(task.deviations),
+        "synthetic": task.spec.synthetic,
+    }
+
+
+def _is_there(results: ResultStore, name: str, task: Task) -> bool:
+    """Whether a record is there with every score that the task asks for: one from before a metric was asked for is made again."""
+    if name not in results:
+        return False
+    scores = results.read(name).scores
+    return task.spec.metric in scores and (task.label_sets is None or "multilabel_hit" in scores)
+
+
 def _scores(task: Task, outcome: Outcome, test: FeatureSet) -> dict[str, float]:
     label_sets = task.label_sets.take(test.rows) if task.label_sets is not None else None
     found = metrics.scores(outcome.ranking, test.labels[test.rows], task.num_classes, label_sets)
@@ -377,7 +421,8 @@ def _scores(task: Task, outcome: Outcome, test: FeatureSet) -> dict[str, float]:
     return found
 
 
-def _predictions(outcome: Outcome, test: FeatureSet) -> dict[str, npt.NDArray[Any]]:
+def predictions_of(outcome: Outcome, test: FeatureSet) -> dict[str, npt.NDArray[Any]]:
+    """The columns of an outcome's predictions table; see `vitbench.records.predictions`."""
     columns: dict[str, npt.NDArray[Any]] = {
         "row": test.rows,
         "label": test.labels[test.rows],

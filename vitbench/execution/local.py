@@ -13,10 +13,9 @@ from vitbench.backbones import BACKBONES
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec, parse_representation
 from vitbench.errors import UsageError, VitbenchError, first_line
-from vitbench.execution.config import AUTO, TASK, RunConfig
-from vitbench.execution.job import Job, carry_out, prepare
+from vitbench.execution.config import TASK, RunConfig
+from vitbench.execution.job import Job, carry_out, load_for, prepare
 from vitbench.execution.reporter import Reporter
-from vitbench.features.load import load_backbone
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Protocol
@@ -101,7 +100,7 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
         check_writable(config.out)
         sweep(config.out / "records")
         config.save()
-    run = _Run(config, protocol, reporter, command, dry_run)
+    run = LocalRun(config, protocol, reporter, command, dry_run)
     with offline() if config.offline else nullcontext():
         tasks = list(run.load_tasks(task_names))
         for spec in config.backbones if tasks else ():
@@ -109,7 +108,7 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
     return run.result
 
 
-class _Run:
+class LocalRun:
     """One run under way: what failed and what was done."""
 
     def __init__(self, config: RunConfig, protocol: Protocol, reporter: Reporter, command: str, dry_run: bool) -> None:
@@ -120,6 +119,7 @@ class _Run:
         self.made: set[str] = set()
 
     def load_tasks(self, names: list[str]) -> Iterator[Task]:
+        """The tasks that can be loaded; one that cannot is noted among the failures."""
         for name in names:
             with self._failing_alone(""):
                 yield load_task(name, self.config.task_options)
@@ -128,7 +128,7 @@ class _Run:
         """Every job of one backbone, which is loaded once and released afterwards."""
         backbone: Backbone | None = None
         with self._failing_alone(""):
-            backbone = _load(spec, self.config)
+            backbone = load_for(spec, self.config)
         if backbone is not None:
             for task in tasks:
                 with self._failing_alone(f"{backbone.spec.label} on {task.name}: "):
@@ -138,7 +138,7 @@ class _Run:
 
     def _job(self, backbone: Backbone, task: Task) -> None:
         job = prepare(self.config, backbone, task, self.protocol, self.results, self.made)
-        planned = _planned(job)
+        planned = planned_job(job)
         for failure in job.failures:
             self._fail(failure, None)
         for note in job.notes:
@@ -186,14 +186,8 @@ class _Run:
             self.reporter.warn(f"failed: {line}")
 
 
-def _load(spec: str, config: RunConfig) -> Backbone:
-    backbone = load_backbone(spec, device=config.device, allow_untrained=config.allow_untrained)
-    if backbone.spec.dtype == AUTO:
-        backbone.to(backbone.device, config.dtype)
-    return backbone
-
-
-def _planned(job: Job) -> PlannedJob:
+def planned_job(job: Job) -> PlannedJob:
+    """A job as a line of the plan."""
     missing = sum(job.images_missing().values())
     return PlannedJob(
         backbone=job.backbone.spec.text,

@@ -72,6 +72,11 @@ class ResultStore:
         self._whole[record.key] = record
         return path
 
+    def refresh(self, record: Record) -> None:
+        """Write a record that is there again, with what its identity says nothing of said anew; its predictions stay."""
+        write_text(self._paths[record.key], record.model_dump_json(indent=2) + "\n")
+        self._whole[record.key] = record
+
 
 def read_record(path: Path) -> Record:
     """Read one record's file.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitbench.errors import DataError, UsageError, unknown
+from vitbench.validation import user_path
 
 if TYPE_CHECKING:
     from vitbench.tasks.spec import TaskSpec
@@ -65,6 +66,9 @@ def suite_spec(name: str) -> SuiteSpec:
     from vitbench.tasks.suite import read_suite_file
 
     path = task_folder() / name / SUITE_FILE
+    above = name.split("/")[0]
+    if name in suites() and above != name and (task_folder() / above / SUITE_FILE).is_file():
+        raise UsageError(f"'{name}' is a part of the suite '{above}': write --suite {above} --tasks {name}")
     if name not in suites() or not path.is_file():
         named = [suite for suite in suites() if (task_folder() / suite / SUITE_FILE).is_file()]
         raise unknown("suite", name, named, hint="vitbench ls suites")
@@ -80,17 +84,17 @@ def expand_tasks(patterns: list[str]) -> list[str]:
     expanded = list(dict.fromkeys(name for pattern in patterns for name in _expand(pattern)))
     called: dict[str, str] = {}
     for name in expanded:
-        own = _own_name(name)
+        own = own_name(name)
         if own in called:
             raise UsageError(f"two tasks are called '{own}': {called[own]} and {name}: rename one")
         called[own] = name
     return expanded
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
     """The name under which a task's records are kept."""
     if name.startswith(FOLDER_PREFIX):
-        return f"imagefolder/{Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve().name}"
+        return f"imagefolder/{user_path(name.removeprefix(FOLDER_PREFIX), UsageError).resolve().name}"
     return name if name in task_files() else Path(name).stem
 
 
@@ -161,21 +165,24 @@ def find_task(name: str, options: TaskOptions | None = None) -> tuple[str, Path,
     if full.startswith(FOLDER_PREFIX):
         from vitbench.tasks.sources.imagefolder import split_folders
 
-        folder = Path(full.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
+        if any(_single(asked) == full for asked in (options.data if options else {})):
+            raise UsageError(f"--task-data: '{full}' says itself where its data is")
+        folder = user_path(full.removeprefix(FOLDER_PREFIX), UsageError).resolve()
         spec = TaskSpec(
             title=folder.name,
             source=FolderSource(kind="imagefolder", path=folder.name),
             splits={split: SplitSpec(**fields) for split, fields in split_folders(folder).items()},
         )
-        return _own_name(full), folder, spec
-    path = task_files().get(full, Path(full).expanduser()).resolve()
+        return own_name(full), folder, spec
+    path = (task_files().get(full) or user_path(full, UsageError)).resolve()
     if not path.is_file():
         raise DataError(f"there is no task file {path}")
     spec = read_task_file(path)
     for asked, place in (options.data if options else {}).items():
         if _single(asked) == full:
-            spec = relocated(spec, Path(place).expanduser().resolve(), full)
-    return _own_name(full), path, spec
+            used = (options.train_split, options.test_split) if options else ("", "")
+            spec = relocated(spec, user_path(place, UsageError).resolve(), full, *used)
+    return own_name(full), path, spec
 
 
 def _single(name: str) -> str:
@@ -190,4 +197,6 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _yaml_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.yaml") if path.name != SUITE_FILE)
+    return sorted(
+        path for path in folder.rglob("*.y*ml") if path.suffix in (".yaml", ".yml") and path.name != SUITE_FILE
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +83,16 @@ class TaskPlan:
         """There is nothing to fetch: it lies on this machine, or is made here."""
         return self.repository is None and not self.error
 
+    @property
+    def estimate(self) -> int | None:
+        """Bytes by the task file, where the hub did not say which files there are; None when they are known, or nobody says.
+
+        A task file states the size of what its evaluation reads, so it says nothing of other splits.
+        """
+        if self.spec is None or not isinstance(self.spec.source, HubSource) or self.repository is not None:
+            return None
+        return self.spec.download_bytes if set(self.stored) == set(stored_behind(self.spec, self.spec.used())) else None
+
 
 @dataclass(frozen=True)
 class FetchPlan:
@@ -111,6 +121,11 @@ class FetchPlan:
     def to_fetch(self) -> int:
         """Bytes that are not there yet."""
         return sum(item.bytes - item.there for item in self.items)
+
+    @property
+    def estimated(self) -> int:
+        """Bytes by the task files, of the tasks that the hub said nothing of. Files that tasks share count for each."""
+        return sum(task.estimate or 0 for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ def plan(names: Sequence[str], splits: Sequence[str] = (), options: TaskOptions 
             if isinstance(spec.source, HubSource):
                 task = _plan_hub(task, spec.source, items)
         except VitbenchError as error:
-            task = TaskPlan(task.task, error=str(error))
+            task = replace(task, error=str(error))
         tasks.append(task)
     return FetchPlan(tuple(tasks), tuple(items.values()), options)
 

@@ -108,7 +108,7 @@ def array_to_rgb(array: npt.NDArray[Any], where: str) -> Image.Image:
         where: What the image is to the user, for error messages.
 
     Raises:
-        DataError: Another dtype or shape.
+        DataError: Another dtype or shape, or more pixels than Pillow's limit.
     """
     gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
     if array.dtype != np.uint8 or array.size == 0 or not (gray or (array.ndim == 3 and array.shape[2] == 3)):
@@ -116,6 +116,9 @@ def array_to_rgb(array: npt.NDArray[Any], where: str) -> Image.Image:
             f"{where}: an image array must be [H, W], [H, W, 1] or [H, W, 3] of dtype uint8, "
             f"got {list(array.shape)} of dtype {array.dtype}"
         )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and array.shape[0] * array.shape[1] > limit:
+        raise DataError(f"{where}: {_too_many(array.shape[1], array.shape[0], limit)}")
     plain = np.ascontiguousarray(array[..., 0] if gray and array.ndim == 3 else array)
     return Image.fromarray(plain).convert("RGB")
 
@@ -143,6 +146,10 @@ def scale_pixels(image: Image.Image, factor: int, where: str) -> Image.Image:
 _TOO_LARGE = "the image is too large, and may be a decompression bomb: shrink it, or move it out of the data"
 
 
+def _too_many(width: int, height: int, limit: int) -> str:
+    return f"{_TOO_LARGE} ({width}x{height} pixels, Pillow's limit is {limit})"
+
+
 def _check_openable(image: Image.Image) -> None:
     if not image.width or not image.height:
         raise DataError(f"the image is empty: {image.width}x{image.height} pixels")
@@ -150,7 +157,7 @@ def _check_openable(image: Image.Image) -> None:
     # change global state under other threads, so the limit is checked again.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise DataError(f"{_TOO_LARGE} ({image.width}x{image.height} pixels, Pillow's limit is {limit})")
+        raise DataError(_too_many(image.width, image.height, limit))
     if image.format == "EPS":
         raise DataError("an EPS file is a program that Ghostscript would have to run: convert it to PNG first")
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from vitbench.errors import DataError, nearest
 from vitbench.tasks.source_spec import Count, FloorDivide, LabelRule, Offset, Threshold
-from vitbench.tasks.sources.rows import IntArray, LabelSets
+from vitbench.tasks.sources.rows import LABEL_LIMIT, IntArray, LabelSets, no_label
 
 Where = Callable[[int], str]
 Column = Any
@@ -40,7 +40,7 @@ def apply_rule(
         types: The column of the objects' types, where a `Threshold` finds them in another column than the distances.
 
     Returns:
-        `[N]` int64, none below 0.
+        `[N]` int64, from 0 to below `LABEL_LIMIT`. Booleans are 0 and 1.
 
     Raises:
         DataError: A value is missing, of the wrong type or shape, or has no label by the rule; its row is named.
@@ -49,23 +49,44 @@ def apply_rule(
         values = _plain(values)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{column} holds {values.dtype}, which cannot be labels") from error
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    labels: npt.NDArray[Any]
     match rule:
         case None:
             labels = _integers(values, where, column)
         case Offset():
-            labels = _integers(values, where, column) + rule.add
+            labels = _add(_integers(values, where, column), rule.add)
         case FloorDivide():
-            labels = np.floor(_numbers(values, where, column) / rule.by).astype(np.int64)
+            with np.errstate(over="ignore"):  # to infinity, which is refused below
+                labels = np.floor(_numbers(values, where, column) / rule.by)
         case Count():
-            labels = _counts(values, where, column) + rule.add
+            labels = _add(_counts(values, where, column), rule.add)
         case Threshold():
             labels = _buckets(rule, values, where, column, None if types is None else _plain(types))
     if len(labels) and labels.min() < 0:
         row = int(np.argmax(labels < 0))
         made = f" by the rule {rule.kind}" if rule else ""
         hidden = " (-1 is how some data sets hide their test labels)" if rule is None and labels[row] == -1 else ""
-        raise DataError(f"{where(row)}: the label is {labels[row]}{made}, and labels are whole numbers from 0{hidden}")
-    return labels
+        raise DataError(
+            f"{where(row)}: the label is {_shown(labels[row])}{made}, and labels are whole numbers from 0{hidden}"
+        )
+    if len(labels) and labels.max() >= LABEL_LIMIT:
+        row = int(np.argmax(labels >= LABEL_LIMIT))
+        raise no_label(_shown(labels[row]), where(row))
+    return labels.astype(np.int64, copy=False)
+
+
+def _add(values: IntArray, number: int) -> IntArray:
+    """The sums; what would leave int64 stops at its end, and so is no label."""
+    ends = np.iinfo(np.int64)
+    if number > 0:
+        return np.minimum(values, ends.max - number) + number
+    return np.maximum(values, ends.min - number) + number
+
+
+def _shown(label: Any) -> str:
+    return f"{label:g}" if isinstance(label, np.floating) else str(label)
 
 
 def apply_hits(values: Column, where: Where, column: str, num_classes: int | None) -> LabelSets:
@@ -85,7 +106,12 @@ def apply_hits(values: Column, where: Where, column: str, num_classes: int | Non
         raise DataError(f"{column} holds {values.type}, not lists of whole numbers")
     lengths = _lengths(values, where, column)
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    labels = apply_rule(None, pc.list_flatten(values), lambda number: where(int(owner[number])), column)
+    flat = pc.list_flatten(values)
+    if pa.types.is_boolean(flat.type):
+        raise DataError(
+            f"{column} holds {values.type}: list the numbers of the right classes, not a flag for every class"
+        )
+    labels = apply_rule(None, flat, lambda number: where(int(owner[number])), column)
     if num_classes and len(labels) and labels.max() >= num_classes:
         number = int(np.argmax(labels >= num_classes))
         raise DataError(
@@ -106,16 +132,17 @@ def _buckets(rule: Threshold, values: Column, where: Where, column: str, types: 
     def object_where(number: int) -> str:
         return where(int(owner[number]))
 
-    distances = _numbers(flat, object_where, column).astype(np.float32)
+    with np.errstate(over="ignore"):  # to infinity, which is in no bucket
+        distances = _numbers(flat, object_where, column).astype(np.float32)
     if kinds is not None and rule.below is not None:
         kept = _integers(kinds, object_where, f"the types '{rule.types}' of {column}") < rule.below
         owner, distances = owner[kept], distances[kept]
     least = np.full(len(lengths), np.inf if rule.sentinel is None else rule.sentinel, dtype=np.float32)
     np.minimum.at(least, owner, distances)
-    if np.isinf(least).any():
+    counting = np.bincount(owner, minlength=len(lengths))
+    if rule.sentinel is None and not counting.all():
         raise DataError(
-            f"{where(int(np.argmax(np.isinf(least))))}: no object counts, so there is no distance: the label_rule needs a "
-            f"sentinel"
+            f"{where(int(np.argmin(counting > 0)))}: no object counts, so there is no distance: the label_rule needs a sentinel"
         )
     thresholds = np.array(rule.thresholds, dtype=np.float32)
     # side="left" counts the thresholds that are strictly below the distance.
@@ -222,7 +249,8 @@ def _integers(values: Column, where: Where, column: str) -> IntArray:
     try:
         values = values.cast(pa.int64())
     except pa.ArrowInvalid as error:
-        raise DataError(f"{column} holds numbers beyond 64 bits, which cannot be labels") from error
+        row = pc.index(pc.greater(values, pa.scalar((1 << 63) - 1, values.type)), True).as_py()
+        raise no_label(values[row].as_py(), where(row)) from error
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 

@@ -14,25 +14,30 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+Int64 = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)]
+Float32 = Annotated[float, Field(ge=-3e38, le=3e38, allow_inf_nan=False)]
+"""A finite number that keeps its size in float32, in which distances are compared."""
+
+
 class FloorDivide(Strict):
     """Label = floor(value / by), in floating point: dSprites' 40 orientations become 16 (by 2.5)."""
 
     kind: Literal["floor_divide"]
-    by: float = Field(gt=0)
+    by: float = Field(ge=1e-6, le=1e12, allow_inf_nan=False)
 
 
 class Offset(Strict):
     """Label = value + add: the count of CLEVR's objects, 3 to 10, becomes 0 to 7 (add -3)."""
 
     kind: Literal["offset"]
-    add: int
+    add: Int64
 
 
 class Count(Strict):
     """Label = number of items of a list + add."""
 
     kind: Literal["count"]
-    add: int = 0
+    add: Int64 = 0
 
 
 class Threshold(Strict):
@@ -48,14 +53,16 @@ class Threshold(Strict):
     """
 
     kind: Literal["threshold"]
-    thresholds: tuple[float, ...] = Field(
+    thresholds: tuple[Float32, ...] = Field(
         min_length=2, description="increasing; K + 1 of them make K buckets, or K with a sentinel above the last"
     )
-    item: int | None = Field(None, ge=0, description="which number of each object, where objects are lists of numbers")
+    item: int | None = Field(
+        None, ge=0, lt=1 << 31, description="which number of each object, where objects are lists of numbers"
+    )
     field: str = Field("", description="which field of each object, where objects are mappings, such as location")
     types: str = Field("", description="field (of each object) or column that holds the objects' types")
-    below: int | None = Field(None, description="only objects whose type is below this number count")
-    sentinel: float | None = Field(None, description="a distance that every image has besides its objects'")
+    below: Int64 | None = Field(None, description="only objects whose type is below this number count")
+    sentinel: Float32 | None = Field(None, description="a distance that every image has besides its objects'")
 
     @property
     def buckets(self) -> int:
@@ -140,12 +147,15 @@ class CifarSource(Strict):
 
 
 class ListSource(Strict):
-    """Text files with a path and a label a line, as the VTAB-1k archives that go around hold them; local."""
+    """Text files with a path, blanks or tabs, and a label a line, as the VTAB-1k archives that go around hold them; local."""
 
     own_keys: ClassVar[frozenset[str]] = frozenset({"files"})
 
     kind: Literal["imagelist"]
     path: str = Field("", description="the folder of lists and images: absolute, or relative to the task file")
+    pixel_scale: int = Field(
+        1, ge=1, le=255, description="pixel values are multiplied: 255 for masks stored as 0 and 1"
+    )
 
 
 class FolderSource(Strict):
@@ -155,6 +165,9 @@ class FolderSource(Strict):
 
     kind: Literal["imagefolder"]
     path: str = Field(description="the folder: absolute, or relative to the task file")
+    pixel_scale: int = Field(
+        1, ge=1, le=255, description="pixel values are multiplied: 255 for masks stored as 0 and 1"
+    )
 
 
 class SklearnSource(Strict):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -66,7 +67,7 @@ class TaskSpec(Strict):
     )
     chance: float | None = Field(None, gt=0, lt=1, description="expected score of a guess; 1 / num_classes if left out")
     preprocess: str = Field("", description="the preset of the task's reference protocol; used by --preprocess task")
-    split_seed: int = Field(0, description="seed of the draw behind `fraction`")
+    split_seed: int = Field(0, ge=0, description="seed of the draw behind `fraction`")
     unverified: bool = Field(False, description="nobody has seen this source on the hub: the first fetch will tell")
     synthetic: bool = Field(
         False, description="rendered by a program, not photographed: said wherever a score is shown"
@@ -213,9 +214,14 @@ class TaskSpec(Strict):
             if split is None:
                 return None
             unknown_size = unknown_size or split.size is None
-            return whole(base, split.size or 1 << 20)
+            return whole(base, split.size or 1 << 40)
 
-        found = resolve(name, self.selections, stored)
+        try:
+            found = resolve(name, self.selections, stored)
+        except DataError:
+            if unknown_size:
+                return None  # where a slice ends is known when the data is read
+            raise
         return None if unknown_size else found
 
     def _parts(self, name: str) -> set[str]:
@@ -269,8 +275,10 @@ def read_task_file(path: Path) -> TaskSpec:
 
 def _first_problem(error: pydantic.ValidationError, root: yaml.Node | None, path: Path) -> str:
     problem = error.errors()[0]
-    location = [part for part in problem["loc"] if part not in _TAGS]
-    line = line_of(root, location)
+    location: list[Any] = [part for part in problem["loc"] if part not in _TAGS]
+    # The checks of the whole file start their message with the field they are about.
+    told = None if location else re.match(r"Value error, ([\w.]+)", problem["msg"])
+    line = line_of(root, told[1].split(".") if told else location)
     names = [str(part) for part in location if part != "[key]"]
     field = ".".join(names)
     if problem["type"] == "extra_forbidden":

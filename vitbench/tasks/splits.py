@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from vitbench.errors import DataError, UsageError, unknown
 
 IntArray = npt.NDArray[np.int64]
 
-_TERM = re.compile(r"(?P<name>\w+)\s*(\[\s*(?P<start>\d+%?)?\s*:\s*(?P<stop>\d+%?)?\s*\])?")
+_TERM = re.compile(r"(?P<name>\w+)\s*(\[\s*(?P<start>\d{1,12}%?)?\s*:\s*(?P<stop>\d{1,12}%?)?\s*\])?")
 EXAMPLE = "train[:800]+validation[:200]"
 
 
@@ -82,10 +82,17 @@ class RowSet:
             passed += part.stop - part.start
         return RowSet(tuple(parts))
 
-    def take(self, rows: Iterable[int]) -> RowSet:
+    def take(self, rows: Sequence[int]) -> RowSet:
         """The rows with these numbers, in their order."""
         bases, numbers = self.rows()
-        return RowSet(tuple(Segment(bases[row], int(numbers[row]), int(numbers[row]) + 1) for row in rows))
+        parts: list[Segment] = []
+        for row in rows:
+            base, number = bases[row], int(numbers[row])
+            if parts and parts[-1].base == base and parts[-1].stop == number:
+                parts[-1] = Segment(base, parts[-1].start, number + 1)
+            else:
+                parts.append(Segment(base, number, number + 1))
+        return RowSet(tuple(parts))
 
     def rows(self) -> tuple[list[str], IntArray]:
         """The stored split of every row, and `[N]` int64, its row there."""
@@ -94,13 +101,19 @@ class RowSet:
         return bases, np.concatenate(numbers) if numbers else np.empty(0, np.int64)
 
     def shared(self, other: RowSet) -> tuple[int, str, int]:
-        """How many rows two sets share, and the stored split and row of the first of them; 0, "", 0 when there are none."""
+        """How many rows two sets, neither of which repeats a row, share; and the stored split and row of the first of them."""
+        mine, theirs = sorted(self.segments), sorted(other.segments)
         count, first = 0, ("", 0)
-        for part, other_part in itertools.product(self.segments, other.segments):
+        while mine and theirs:
+            part, other_part = mine[-1], theirs[-1]
             start, stop = max(part.start, other_part.start), min(part.stop, other_part.stop)
             if part.base == other_part.base and start < stop:
-                first = first if count else (part.base, start)
-                count += stop - start
+                count, first = count + stop - start, (part.base, start)
+            # From the back: whichever begins later cannot meet anything before it.
+            if (part.base, part.start) >= (other_part.base, other_part.start):
+                mine.pop()
+            else:
+                theirs.pop()
         return count, *first
 
     @property
@@ -182,6 +195,8 @@ def resolve(
 def _sliced(rows: RowSet, term: Term) -> RowSet:
     start = term.start.row(len(rows)) if term.start else 0
     stop = term.stop.row(len(rows)) if term.stop else len(rows)
+    if start >= stop and start <= len(rows):
+        raise DataError(f"the slice '{term}' takes none of the {len(rows):,} rows of split '{term.name}'")
     if start >= stop or stop > len(rows):
         raise DataError(f"the slice '{term}' lies outside the {len(rows):,} rows of split '{term.name}'")
     return rows.slice(start, stop)

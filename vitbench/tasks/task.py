@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Image
 
-from vitbench.errors import DataError, unknown
+from vitbench.errors import DataError, listed, unknown
 from vitbench.tasks.label_sets import imagenet_real
 from vitbench.tasks.source_spec import HubSource
 from vitbench.tasks.sources import SOURCES
@@ -24,7 +25,7 @@ class TaskOptions:
     """How a user wants tasks to be read.
 
     Attributes:
-        data: Name of a task, as the user writes it, to the folder or file that its data is read from in place of its source.
+        data: Name of a task, as the user writes it, to the folder that its data is read from in place of its source.
         accept_sizes: Take data of another size than the task file expects, and record the deviation.
         train_split: Name or expression of what is learned from; empty for what the task file says.
         test_split: The same for what is scored.
@@ -138,7 +139,7 @@ class Task:
         self._rows: dict[str, RowSet] = {}
         self.train = self.split(self._options.train_split or spec.evaluation.train)
         self.test = self.split(self._options.test_split or spec.evaluation.test)
-        check_disjoint(self.train.name, self._rows[self.train.name], self.test.name, self._rows[self.test.name])
+        self._check_apart(self.train, self.test)
         self._verify_labels(self.train, self.test)
 
     def split(self, name: str) -> Split:
@@ -172,9 +173,23 @@ class Task:
             return None
         train, validation = self.split(names.tune_train), self.split(names.tune_validation)
         for one, other in ((train, validation), (train, self.test), (validation, self.test)):
-            check_disjoint(one.name, self._rows[one.name], other.name, self._rows[other.name])
+            self._check_apart(one, other)
         self._verify_labels(train, validation)
         return train, validation
+
+    def _check_apart(self, one: Split, other: Split) -> None:
+        """Refuse two splits that share rows of a stored split, or are stored in the same files.
+
+        Raises:
+            DataError: They do; a shared row or file is named.
+        """
+        check_disjoint(one.name, self._rows[one.name], other.name, self._rows[other.name])
+        for first, second in itertools.product(one.bases, other.bases):
+            if first.name != second.name and first.source and second.source:
+                shared = sorted(set(first.source.files) & set(second.source.files))
+                if shared:
+                    names = f"'{first.name}' and '{second.name}'"
+                    raise DataError(f"task '{self.name}': the splits {names} are both read from {listed(shared, 1)}")
 
     def _row_set(self, name: str) -> RowSet:
         for term in parse(name):
@@ -191,7 +206,7 @@ class Task:
         """The row numbers of an index file."""
         path = self._base / file
         try:
-            lines = path.read_text(encoding="utf-8").split()
+            lines = path.read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"task '{self.name}': the index file {path} of split '{name}' cannot be read") from error
         for number, text in enumerate(lines, start=1):
@@ -199,11 +214,12 @@ class Task:
                 raise DataError(
                     f"{path}: entry {number} is '{text}', where row numbers from 0 to {size - 1} are expected"
                 )
-        if len(set(lines)) < len(lines):
+        rows = [int(text) for text in lines]
+        if len(set(rows)) < len(rows):
             raise DataError(f"{path}: a row number comes twice")
-        if not lines:
+        if not rows:
             raise DataError(f"{path}: the index file is empty")
-        return [int(text) for text in lines]
+        return rows
 
     def _stored(self, name: str) -> RowSet | None:
         """Read a stored split, once."""

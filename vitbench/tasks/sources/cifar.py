@@ -10,7 +10,8 @@ import numpy.typing as npt
 from vitbench.errors import DataError
 from vitbench.tasks.source_spec import CifarSource
 from vitbench.tasks.sources.digests import file_digests
-from vitbench.tasks.sources.files import class_names, local_files, local_folder
+from vitbench.tasks.sources.files import class_names, local_files
+from vitbench.tasks.sources.local import identities, local_folder, matching_files
 from vitbench.tasks.sources.rows import Rows, text_digest
 from vitbench.tasks.spec import TaskSpec
 
@@ -38,8 +39,8 @@ def read_cifar(spec: TaskSpec, split: str, base: Path) -> Rows:
     """
     source = spec.source
     assert isinstance(source, CifarSource)
-    folder = local_folder(spec, base)
-    _refuse_pickles(folder, spec.splits[split].files)
+    folder = local_folder(base, source.path)
+    _refuse_pickles(folder, spec.splits[split].files, f"splits.{split}")
     files = local_files(spec, split, base)
     before, place = LABEL_BYTES[source.label]
     parts = [_records(path, before) for path in files]
@@ -74,6 +75,7 @@ def read_cifar(spec: TaskSpec, split: str, base: Path) -> Rows:
         fingerprint=text_digest(["cifar_binary", source.label, *file_digests(base, files)]),
         raw=raw,
         where=where,
+        files=identities(files),
     )
 
 
@@ -91,9 +93,9 @@ def _records(path: Path, label_bytes: int) -> npt.NDArray[np.uint8]:
     return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, record)
 
 
-def _refuse_pickles(folder: Path, patterns: tuple[str, ...]) -> None:
+def _refuse_pickles(folder: Path, patterns: tuple[str, ...], what: str) -> None:
     """Say so where the Python version lies in place of the binary one."""
-    if any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
+    if any(matching_files(folder, pattern, what) for pattern in patterns):
         return
     for place in dict.fromkeys((folder, *((folder / pattern).parent for pattern in patterns))):
         folders = [place / name for name in PICKLED_FOLDERS if (place / name).is_dir()]

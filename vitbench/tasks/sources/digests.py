@@ -18,6 +18,8 @@ from vitbench.tasks.sources.rows import file_digest
 CACHE_VARIABLE = "VITBENCH_CACHE"
 SETTLED_SECONDS = 2.0
 """A file changed so recently could change again within one tick of its clock, so its digest is not kept."""
+ENTRY_LENGTH = 5
+"""Size, time of modification, time of change, inode, digest; an entry of another length is of another version."""
 
 
 def cache_folder() -> Path:
@@ -30,8 +32,8 @@ def cache_folder() -> Path:
 def file_digests(root: Path, files: Sequence[Path]) -> list[str]:
     """sha256 of the content of each of `files`, in their order; the cache holds those of one `root` together.
 
-    A digest is taken from the cache only if size and time of change (in nanoseconds) are those of the file. A cache that cannot
-    be read or written is done without.
+    A digest is taken from the cache only if size, both times of change (in nanoseconds) and inode are those of the file: files
+    that swap their names keep their times of modification. A cache that cannot be read or written is done without.
 
     Raises:
         DataError: A file cannot be read.
@@ -43,13 +45,14 @@ def file_digests(root: Path, files: Sequence[Path]) -> list[str]:
     def digest(path: Path) -> str:
         try:
             state = path.stat()
-            name, stamp = str(path.absolute()), [state.st_size, state.st_mtime_ns]
-            if known.get(name, [])[:2] == stamp:
-                return str(known[name][2])
+            name, stamp = str(path.absolute()), [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+            if known.get(name, [])[:-1] == stamp:
+                return str(known[name][-1])
             found = file_digest(path)
         except OSError as error:
             raise DataError(f"the file {path} cannot be read: {error.strerror or error}") from error
-        if time.time_ns() - state.st_mtime_ns > SETTLED_SECONDS * 1e9:
+        # A copy may keep an old time of modification; the time at which it was made cannot be set.
+        if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED_SECONDS * 1e9:
             fresh[name] = [*stamp, found]
         return found
 
@@ -65,8 +68,9 @@ def _read(place: Path) -> dict[str, list[int | str]]:
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(content, dict) and all(isinstance(item, list) and len(item) == 3 for item in content.values())
-    return content if whole else {}
+    if not isinstance(content, dict):
+        return {}
+    return {name: entry for name, entry in content.items() if isinstance(entry, list) and len(entry) == ENTRY_LENGTH}
 
 
 def _write(place: Path, content: dict[str, list[int | str]]) -> None:

@@ -1,17 +1,25 @@
-"""Parquet and arrow files, read by Hugging Face `datasets` (memory-mapped, so that any row is at hand)."""
+"""Parquet and arrow files, read by Hugging Face `datasets` (memory-mapped, so that any row is at hand).
+
+Parquet cannot be mapped, so `datasets` makes an arrow copy of it. It lies in `arrow` in vitbench's cache folder
+(`$VITBENCH_CACHE`), in a folder whose name is the content's digest: other content is another copy. Copies may be deleted.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import DataError, nearest
+from vitbench.errors import DataError, StoreError, first_line, nearest
+from vitbench.records.atomic import write_problem
 from vitbench.tasks.label_rules import apply_hits, apply_rule
-from vitbench.tasks.sources.digests import file_digests
-from vitbench.tasks.sources.rows import IntArray, Rows, text_digest
+from vitbench.tasks.sources.digests import cache_folder, file_digests
+from vitbench.tasks.sources.local import check_name, identities, local_folder, matching_files
+from vitbench.tasks.sources.rows import IntArray, Rows, scale_setting, text_digest
 from vitbench.tasks.spec import TaskSpec
 
 
@@ -22,7 +30,9 @@ def read_parquet(spec: TaskSpec, split: str, base: Path) -> Rows:
         DataError: A file is missing or damaged, or a column is missing or of the wrong type.
     """
     files = local_files(spec, split, base)
-    return rows_of(open_parquet(files), spec, files, file_digests(base, files), local_names_file(spec, base))
+    digests = file_digests(base, files)
+    rows = rows_of(open_parquet(files, digests), spec, files, digests, local_names_file(spec, base))
+    return replace(rows, files=identities(files))
 
 
 def read_arrow(spec: TaskSpec, split: str, base: Path) -> Rows:
@@ -39,14 +49,20 @@ def read_arrow(spec: TaskSpec, split: str, base: Path) -> Rows:
         data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise DataError(f"{files[0].parent}: damaged or no arrow file: {str(error).splitlines()[0]}") from error
-    return rows_of(data, spec, files, file_digests(base, files), local_names_file(spec, base))
+    rows = rows_of(data, spec, files, file_digests(base, files), local_names_file(spec, base))
+    return replace(rows, files=identities(files))
 
 
-def open_parquet(files: Sequence[Path]) -> Any:
-    """Open parquet files as one `datasets.Dataset`.
+def open_parquet(files: Sequence[Path], digests: Sequence[str] | None = None) -> Any:
+    """Open parquet files as one `datasets.Dataset`, by way of an arrow copy that only the same content shares.
+
+    Args:
+        files: In order of row.
+        digests: sha256 of each file's content; computed where it is left out.
 
     Raises:
-        DataError: A file is damaged or no parquet.
+        DataError: A file is damaged or no parquet, or the files have not the same columns.
+        StoreError: The copy cannot be written.
     """
     import datasets
     import pyarrow as pa
@@ -57,14 +73,36 @@ def open_parquet(files: Sequence[Path]) -> Any:
             pq.ParquetFile(path).close()
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path} is damaged or no parquet file: {str(error).splitlines()[0]}") from error
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
+    # `datasets` itself knows its copies by path and time of change: a file written anew within both would keep its old labels.
+    content = text_digest(digests or file_digests(files[0].parent, files))
+    place = cache_folder() / "arrow" / content[:20]
     try:
-        return datasets.Dataset.from_parquet([str(path) for path in files])
-    except datasets.exceptions.DatasetGenerationError as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{files[0]}: the parquet files of this split cannot be read as one table: {cause}") from error
+        with _quiet():
+            return datasets.Dataset.from_parquet([str(path) for path in files], cache_dir=str(place))
+    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):
+            raise StoreError(
+                f"the arrow copy of {files[0]} cannot be written to {place}: {write_problem(cause)}; VITBENCH_CACHE names "
+                f"another cache folder"
+            ) from error
+        raise DataError(
+            f"{files[0]}: the parquet files of this split cannot be read as one table: {first_line(cause)}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`datasets` without its progress bars, and without its log lines on errors that are told by an exception anyway."""
+    import datasets
+
+    shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()
 
@@ -162,12 +200,11 @@ def settings(source: Any, names_file: Path | None = None) -> list[str]:
     Empty for a source that uses none of it, so that the records of such tasks keep their keys.
     """
     texts = []
-    if source.label_rule is not None:
+    if (given := getattr(source, "label_rule", None)) is not None:
         # Defaults are left out, so that a rule keeps its text when rules learn something new.
-        rule = source.label_rule.model_dump(mode="json", exclude_defaults=True)
+        rule = given.model_dump(mode="json", exclude_defaults=True)
         texts.append(f"label_rule={json.dumps(rule, sort_keys=True)}")
-    if source.pixel_scale != 1:
-        texts.append(f"pixel_scale={source.pixel_scale}")
+    texts += scale_setting(source.pixel_scale)
     if getattr(source, "hits", ""):
         texts.append(f"hits={source.hits}")
     if names_file is not None:
@@ -205,7 +242,7 @@ def class_names(
 def _read_names(path: Path, count: int | None) -> tuple[str, ...]:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"the file of class names {path} cannot be read: {error}") from error
     if "" in names or not names:
         raise DataError(f"{path}:{names.index('') + 1 if names else 1}: a class has no name")
@@ -214,42 +251,43 @@ def _read_names(path: Path, count: int | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def local_folder(spec: TaskSpec, base: Path) -> Path:
-    """The folder of a source's files; `base` is that of the task file."""
-    source: Any = spec.source
-    return base / Path(source.path).expanduser()
-
-
 def local_names_file(spec: TaskSpec, base: Path) -> Path | None:
     """The text file with the classes' names that a source of local files names; None when it names none.
 
     Raises:
         DataError: Its path climbs out of the folder.
     """
-    name = str(getattr(spec.source, "class_names_file", ""))
+    source: Any = spec.source
+    name = str(getattr(source, "class_names_file", ""))
     if not name:
         return None
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"source.class_names_file: '{name}' climbs out of its folder")
-    return local_folder(spec, base) / name
+    check_name(name, "source.class_names_file")
+    return local_folder(base, source.path) / name
 
 
 def local_files(spec: TaskSpec, split: str, base: Path) -> list[Path]:
     """The local files of one split, in the order of the task file; those of a glob in order of name.
 
     Raises:
-        DataError: There is no such file, or one comes twice.
+        DataError: There is no such file, one comes twice, whatever its spelling, or a pattern is none.
     """
-    folder = local_folder(spec, base)
+    source: Any = spec.source
+    folder = local_folder(base, source.path)
     files: list[Path] = []
     for pattern in spec.splits[split].files:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        found = matching_files(folder, pattern, f"splits.{split}")
         if not found:
             near = nearest(Path(pattern).name, [path.name for path in (folder / pattern).parent.glob("*")], count=1)
             raise DataError(
                 f"split '{split}': there is no file {folder / pattern}{f'; did you mean {near[0]}?' if near else ''}"
             )
         files += found
-    if twice := next((path for path in files if files.count(path) > 1), None):
-        raise DataError(f"split '{split}' takes the file {twice} twice")
+    known: dict[str, Path] = {}
+    for path, identity in zip(files, identities(files), strict=True):
+        if identity in known:
+            other = f", also as {known[identity].name}" if known[identity].name != path.name else ""
+            raise DataError(f"split '{split}' takes the file {path} twice{other}")
+        known[identity] = path
     return files

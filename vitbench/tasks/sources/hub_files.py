@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +27,7 @@ from vitbench.tasks.source_spec import HubSource
 from vitbench.tasks.sources.digests import cache_folder, file_digests
 from vitbench.tasks.sources.hub_transfer import (
     SHA256_DIGITS,
+    AnswerError,
     DamagedError,
     HubFile,
     Progress,
@@ -35,12 +35,12 @@ from vitbench.tasks.sources.hub_transfer import (
     digest_problem,
     download,
     git_digest,
-    http_tools,
     is_transport_error,
-    retried,
+    kept_files,
+    listed_files,
+    newest_commit,
 )
 
-LIST_SECONDS = 30.0
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -117,19 +117,15 @@ def pins() -> dict[str, str]:
 
 def _pin(repo: str) -> str:
     """Ask the hub for the commit of the main branch, and keep it."""
-    from huggingface_hub import HfApi
-
     with explained(Repository(repo, ""), "the newest commit"):
         check_reachable()
-        found = retried(lambda: HfApi().dataset_info(repo, revision="main", timeout=LIST_SECONDS).sha)
-    if not re.fullmatch(r"[0-9a-f]{40}", found or ""):
-        raise DataError(f"the hub names no commit of the dataset {repo}: pin one in the task file (source.revision)")
+        found = newest_commit(repo)
     place = pins_file()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
             kept = pins()
-            kept.setdefault(repo, str(found))
+            kept.setdefault(repo, found)
             write_text(place, json.dumps(kept, indent=2, sort_keys=True))
     except OSError as error:
         raise StoreError(f"cannot keep the pin of {repo} in {place}: {error.strerror or error}") from error
@@ -139,10 +135,11 @@ def _pin(repo: str) -> str:
 def known_files(repository: Repository) -> dict[str, HubFile] | None:
     """The files of a repository by name, as far as they can be told without the network; None when they cannot."""
     try:
-        content = json.loads(_list_file(repository).read_text(encoding="utf-8"))
-        return {name: HubFile(int(size), str(digest)) for name, (size, digest) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        files = kept_files(_list_file(repository).read_bytes())
+    except (OSError, ValueError):
         return None
+    # A list without files was never a hub's; one with such names was altered.
+    return files if files and all(map(_stays_inside, files)) else None
 
 
 def repository_files(repository: Repository) -> dict[str, HubFile]:
@@ -150,13 +147,17 @@ def repository_files(repository: Repository) -> dict[str, HubFile]:
 
     Raises:
         NotFetchedError: The hub cannot be asked.
-        DataError: It has no such repository or commit, or refuses it.
+        DataError: It has no such repository or commit, or refuses it, or what answers is no hub. Nothing is kept then.
     """
     if (known := known_files(repository)) is not None:
         return known
     with explained(repository, "the list of files"):
         check_reachable()
-        files = _remote_files(repository)
+        files = listed_files(repository.repo, repository.commit)
+    if not files:
+        raise DataError(f"the hub lists no files of {repository}: is there a proxy or a mirror in between?")
+    if unsafe := next((name for name in files if not _stays_inside(name)), None):
+        raise DataError(f"{repository}: the hub lists a file {unsafe!r} that cannot be stored safely")
     with suppress(StoreError):
         # Without the cache the hub is asked again, which is slower, not wrong.
         write_text(_list_file(repository), json.dumps({name: [file.size, file.digest] for name, file in files.items()}))
@@ -167,34 +168,11 @@ def _list_file(repository: Repository) -> Path:
     return cache_folder() / "hub" / f"{slug(repository.repo)}@{repository.commit}.json"
 
 
-def _remote_files(repository: Repository) -> dict[str, HubFile]:
-    # huggingface_hub's own function for this waits as long as a server asks for.
-    from huggingface_hub import constants
-
-    tools = http_tools()
-
-    def page(address: str) -> Any:
-        response = tools.get_session().get(address, headers=tools.build_hf_headers(), timeout=LIST_SECONDS)
-        tools.hf_raise_for_status(response)
-        return response
-
-    files: dict[str, HubFile] = {}
-    address = (
-        f"{constants.ENDPOINT}/api/datasets/{repository.repo}/tree/{repository.commit}?recursive=true&expand=false"
-    )
-    while address:
-        response = retried(partial(page, address))
-        for entry in response.json():
-            if entry["type"] != "file":
-                continue
-            large = entry.get("lfs")
-            file = HubFile(int(entry["size"]), str(large["oid"] if large else entry["oid"]))
-            name = PurePosixPath(entry["path"])
-            if name.is_absolute() or ".." in name.parts or not _DIGEST.fullmatch(file.digest):
-                raise DataError(f"{repository}: the hub lists a file '{name}' that cannot be stored safely")
-            files[str(name)] = file
-        address = response.links.get("next", {}).get("url", "")
-    return files
+def _stays_inside(name: str) -> bool:
+    """Whether a name in a list stays in its folder."""
+    path = PurePosixPath(name)
+    plain = bool(path.parts) and str(path) == name and "\0" not in name
+    return plain and not path.is_absolute() and ".." not in path.parts
 
 
 def cached_names(repository: Repository) -> list[str]:
@@ -323,6 +301,10 @@ def explained(repository: Repository, what: str) -> Iterator[None]:
         raise DataError(
             f"{what} of {dataset} comes damaged from the hub: {error}; nothing of it is kept, so run the same command again, and "
             f"if that does not help see what stands between (a proxy, a mirror)"
+        ) from error
+    except AnswerError as error:
+        raise DataError(
+            f"the hub's answer about {what} of {dataset} is not what a hub says: is there a proxy or a login page in between?"
         ) from error
     except errors.HfHubHTTPError as error:
         raise _refused(error, repository, dataset, what) from error

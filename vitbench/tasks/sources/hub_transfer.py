@@ -1,19 +1,24 @@
-"""Bytes from the hub: patient with a server that is busy, and with a connection that breaks.
+"""Answers and bytes from the hub: patient with a server that is busy, and with a connection that breaks.
 
 huggingface_hub's own download retries some of this within one call, but throws a half download away when the process ends, waits
 as long as a server tells it to, and never looks at the checksum. Here a half download stays and goes on where it stopped, waits
-have a bound, and a file gets its name only when its size and its checksum are those of the hub's list.
+have a bound, and a file gets its name only when its size and its checksum are those of the hub's list. Nor is an answer believed
+that does not have the shape of a hub's: what stands between (a proxy, a login page) often says that all is well.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urljoin
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from vitbench.tasks.sources.rows import file_digest
 
@@ -23,10 +28,14 @@ LONGEST_WAIT = 30.0
 """Seconds; a server that asks for more (`Retry-After`) is asked again after these."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 CHUNK_BYTES = 1 << 20
+LIST_SECONDS = 30.0
+"""How long the hub may take to answer a question."""
 SHA256_DIGITS = 64
 
 Result = TypeVar("Result")
 Progress = Callable[[int], None]
+Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+Bytes = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,124 @@ class HubFile:
 
 class DamagedError(Exception):
     """Content that is not what the hub's list says; the message says how it differs."""
+
+
+class AnswerError(Exception):
+    """An answer of success that no hub gives: a page for people, nothing at all, or a list of another shape."""
+
+
+class _LargeFile(BaseModel):
+    oid: Digest
+
+
+class _File(BaseModel):
+    type: Literal["file"]
+    path: str = Field(min_length=1)
+    oid: Digest
+    size: Bytes
+    lfs: _LargeFile | None = None
+
+
+class _Folder(BaseModel):
+    type: Literal["directory"]
+
+
+class _Info(BaseModel):
+    sha: str = Field(pattern=r"^[0-9a-f]{40}$")
+
+
+_LIST: TypeAdapter[list[_File | _Folder]] = TypeAdapter(list[Annotated[_File | _Folder, Field(discriminator="type")]])
+_KEPT: TypeAdapter[dict[str, tuple[Bytes, Digest]]] = TypeAdapter(dict[str, tuple[Bytes, Digest]])
+
+
+def newest_commit(repo: str) -> str:
+    """The commit of a dataset's main branch.
+
+    Raises:
+        AnswerError: What answers is no hub.
+        OSError: Nothing answers, or the hub refuses.
+    """
+    from huggingface_hub import constants
+
+    response = _ask(f"{constants.ENDPOINT}/api/datasets/{repo}/revision/main")
+    try:
+        return _Info.model_validate_json(response.content).sha
+    except ValueError as error:
+        raise AnswerError from error
+
+
+def listed_files(repo: str, commit: str) -> dict[str, HubFile]:
+    """The files of a dataset at a commit, by name; empty when it has none. All pages of the list, or an error.
+
+    Raises:
+        AnswerError: What answers is no hub.
+        OSError: Nothing answers, or the hub refuses.
+    """
+    # huggingface_hub's own function for this waits as long as a server asks for.
+    from huggingface_hub import constants
+
+    files: dict[str, HubFile] = {}
+    for page in _pages(f"{constants.ENDPOINT}/api/datasets/{repo}/tree/{commit}?recursive=true&expand=false"):
+        try:
+            entries = _LIST.validate_json(page)
+        except ValueError as error:
+            raise AnswerError from error
+        for entry in entries:
+            if isinstance(entry, _File):
+                files[entry.path] = HubFile(entry.size, entry.lfs.oid if entry.lfs else entry.oid)
+    return files
+
+
+def kept_files(content: bytes) -> dict[str, HubFile]:
+    """The files of a list that was kept as JSON, name to size and digest.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    return {name: HubFile(size, digest) for name, (size, digest) in _KEPT.validate_json(content).items()}
+
+
+def _pages(address: str) -> Iterator[bytes]:
+    """The content of a list's pages: each names the next."""
+    seen: set[str] = set()
+    while address:
+        if address in seen or not re.fullmatch(r"https?://[^\s/\[\]]+/\S*", address):
+            raise AnswerError(f"the list goes on at '{address}'")
+        seen.add(address)
+        response = _ask(address)
+        yield response.content
+        following = response.links.get("next", {}).get("url", "")
+        try:
+            address = urljoin(address, following) if following else ""
+        except ValueError as error:
+            raise AnswerError(f"the list goes on at '{following}'") from error
+
+
+def _ask(address: str) -> Any:
+    """The hub's response to a question."""
+    tools = http_tools()
+
+    def once() -> Any:
+        response = tools.get_session().get(address, headers=tools.build_hf_headers(), timeout=LIST_SECONDS)
+        raise_refusal(response)
+        return response
+
+    return retried(once)
+
+
+def raise_refusal(response: Any) -> None:
+    """Raise huggingface_hub's error for a response that says no.
+
+    Raises:
+        HfHubHTTPError: It does.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        http_tools().hf_raise_for_status(response)
+    except (AttributeError, TypeError, ValueError) as error:
+        # It looks for the reason in the body, and stumbles over one that no hub would send.
+        raise HfHubHTTPError(f"status {response.status_code}", response=response) from error
 
 
 def http_tools() -> Any:
@@ -161,7 +288,7 @@ def _append(url: str, target: Path, start: int, size: int, progress: Progress) -
     with tools.get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code == 416:
             raise DamagedError(f"it ends before byte {start:,} where {size:,} bytes are expected")
-        tools.hf_raise_for_status(response)
+        raise_refusal(response)
         continued = response.status_code == 206
         if continued and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise DamagedError(f"the server gave other bytes than those from byte {start:,} on")

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from vitbench.errors import DataError, listed, nearest
+from vitbench.tasks.source_spec import FolderSource
 from vitbench.tasks.sources.digests import file_digests
-from vitbench.tasks.sources.rows import IntArray, Rows, text_digest
+from vitbench.tasks.sources.local import check_name, identities, is_folder, local_folder
+from vitbench.tasks.sources.rows import IntArray, Rows, scale_setting, text_digest
 from vitbench.tasks.spec import TaskSpec
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -28,7 +30,7 @@ def split_folders(path: Path) -> dict[str, dict[str, object]]:
     Raises:
         DataError: There is no such folder, or it has a train folder and none to test on.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         siblings = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
         close = nearest(path.name, siblings, count=1)
         raise DataError(
@@ -58,7 +60,10 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
             of the task file or of the split that the classes are taken from, or a file in a class folder is no image.
     """
     part = spec.splits[split]
-    root = base / Path(spec.source.path).expanduser()  # type: ignore[union-attr]
+    source = spec.source
+    assert isinstance(source, FolderSource)
+    root = local_folder(base, source.path)
+    check_name(part.folder, f"splits.{split}")
     folder = root / part.folder
     classes = _classes_of_task(spec, root)
     _check_classes(spec, split, root, classes)
@@ -79,10 +84,12 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
     return Rows(
         labels=np.array([label for _, label in found], dtype=np.int64),
         class_names=classes,
-        fingerprint=text_digest(["imagefolder", *contents]),
+        fingerprint=text_digest(["imagefolder", *scale_setting(source.pixel_scale), *contents]),
         raw=lambda row: files[row],
         where=where,
         name=lambda row: files[row].name,
+        pixel_scale=source.pixel_scale,
+        files=identities(files),
     )
 
 
@@ -139,7 +146,7 @@ def _drawn_rows(labels: IntArray, spec: TaskSpec, split: str) -> IntArray:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"there is no image folder {folder}")
     names = sorted(path.name for path in _folders(folder))
     if not names:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,7 @@ from vitbench.tasks.label_rules import apply_rule
 from vitbench.tasks.source_spec import NpzSource
 from vitbench.tasks.sources.digests import file_digests
 from vitbench.tasks.sources.files import local_files, settings
+from vitbench.tasks.sources.local import identities
 from vitbench.tasks.sources.rows import Rows, text_digest
 from vitbench.tasks.spec import TaskSpec
 
@@ -27,6 +30,8 @@ Array = npt.NDArray[Any]
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a member in a zip file: signature, and the lengths of its name and of its extra field."""
+MEMORY_SHARE = 0.5
+"""A compressed array may take this share of the memory that is free before it is read."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def read_npz(spec: TaskSpec, split: str, base: Path) -> Rows:
     """Read the archives of one split: labels now, images when the first of them is asked for.
 
     An array of images that is stored uncompressed (`numpy.savez`) is mapped into memory; a compressed one
-    (`numpy.savez_compressed`) is read whole, once.
+    (`numpy.savez_compressed`) is read whole, once, if the memory that is free has room for it.
 
     Raises:
         DataError: An archive is missing or damaged, an array is missing, pickled, or of another shape or dtype than a task's.
@@ -84,6 +89,7 @@ def read_npz(spec: TaskSpec, split: str, base: Path) -> Rows:
         raw=raw,
         where=where,
         pixel_scale=source.pixel_scale,
+        files=tuple(f"{path}:{image_name}" for path in identities(files)),
     )
 
 
@@ -139,7 +145,7 @@ def _read(path: Path, name: str) -> Array:
     with _archive(path) as archive:
         header = _header(archive, path, name)
         member = archive.getinfo(f"{name}.npy")
-        size = int(np.prod(header.shape, dtype=np.int64)) * header.dtype.itemsize
+        size = math.prod(header.shape) * header.dtype.itemsize
         if header.length + size != member.file_size:
             raise DataError(f"{path}: the array '{name}' is damaged: its size is not the one that it states")
         if member.compress_type == zipfile.ZIP_STORED and size:
@@ -147,14 +153,32 @@ def _read(path: Path, name: str) -> Array:
                 while stream.read(1 << 20):  # at its end zipfile compares the checksum, which a mapping would never do
                     pass
             return _mapped(path, member, header)
+        # A few kilobytes can unpack to more than any memory, so the size that is stated comes first.
+        if size > MEMORY_SHARE * (available := available_memory()):
+            raise _too_large(path, name, size, f", and {available / 1e9:.1f} GB are free")
         try:
             with archive.open(member) as stream:
                 return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
         except MemoryError as error:
-            raise DataError(
-                f"{path}: the array '{name}' needs {size / 1e9:.1f} GB of memory: store it uncompressed (numpy.savez), which "
-                f"needs next to none"
-            ) from error
+            raise _too_large(path, name, size, "") from error
+
+
+def available_memory() -> int:
+    """Bytes that can be had without pushing other programs out: of the machine, or of the container if that has fewer."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10)
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(limits)
+
+
+def _too_large(path: Path, name: str, size: int, free: str) -> DataError:
+    return DataError(
+        f"{path}: the array '{name}' needs {size / 1e9:.1f} GB of memory{free}: store it uncompressed (numpy.savez), which "
+        f"needs next to none"
+    )
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo, header: _Header) -> Array:

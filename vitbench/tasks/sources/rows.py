@@ -12,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
+from vitbench.errors import DataError
 from vitbench.tasks.images import array_to_rgb, decode_rgb, open_image, scale_pixels
 
 IntArray = npt.NDArray[np.int64]
+
+LABEL_LIMIT = 1_000_000
+"""A label is below this: what is above is an id, a time or damage, and arrays over the classes would be as long."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Rows:
         name: Row to the file name that the image has in its source (`ILSVRC2012_val_00000001.JPEG`); "" when it has none.
         pixel_scale: What pixel values are multiplied by (255 for masks stored as 0 and 1).
         hits: Every right label of each image, for multi-label hit; None when the source has only one each.
+        files: What the split was read from, by which splits that share images are told: absolute paths, links followed, of
+            whole files or of every image in order of row; a path and an array's name for arrays; empty for what is no local file.
     """
 
     labels: IntArray
@@ -72,6 +78,7 @@ class Rows:
     name: Callable[[int], str] = lambda row: ""
     pixel_scale: int = 1
     hits: LabelSets | None = None
+    files: tuple[str, ...] = ()
 
     def image(self, row: int) -> Image:
         """The image of one row, RGB. May be called from several threads.
@@ -91,6 +98,18 @@ class Rows:
         """
         content, where = self.raw(row), self.where(row)
         return array_to_rgb(content, where) if isinstance(content, np.ndarray) else open_image(content, where)
+
+
+def no_label(value: object, where: str) -> DataError:
+    """The error for a number that is too large for a label."""
+    text = str(value)
+    shown = text if len(text) <= 24 else f"{text[:12]}… ({len(text):,} digits)"
+    return DataError(f"label {shown} at {where}: labels are class numbers from 0, below {LABEL_LIMIT:,}")
+
+
+def scale_setting(pixel_scale: int) -> list[str]:
+    """What a fingerprint says of `pixel_scale`: nothing where pixels stay as they are, so that such tasks keep their records."""
+    return [] if pixel_scale == 1 else [f"pixel_scale={pixel_scale}"]
 
 
 def file_digest(path: Path) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from vitbench.errors import DataError, first_line, listed
 from vitbench.tasks.label_rules import apply_rule
 from vitbench.tasks.sources.digests import file_digests
 from vitbench.tasks.sources.files import class_names, local_files, local_names_file, settings
-from vitbench.tasks.sources.rows import Rows, text_digest
+from vitbench.tasks.sources.local import identities
+from vitbench.tasks.sources.rows import Rows, no_label, text_digest
 from vitbench.tasks.spec import TaskSpec
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "pgm", "ppm", "tif", "tiff")
@@ -28,7 +30,8 @@ DEFAULT_IMAGE, DEFAULT_LABEL = "image", "label"
 """What `source.image` and `source.label` are when the task file leaves them out; in a tar they mean the usual extensions."""
 
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./][^/.]*)\.(?P<extension>[^/]+)", re.DOTALL)
-_WHOLE_NUMBER = re.compile(rb"\s*([+-]?\d{1,18})\s*")
+_WHOLE_NUMBER = re.compile(rb"\s*([+-]?\d+)\s*")
+_MOST_DIGITS = 18  # so that it fits 64 bits
 _MOST_LABEL_BYTES = 64
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -63,7 +66,8 @@ def read_webdataset(spec: TaskSpec, split: str, base: Path) -> Rows:
         DataError: As for `rows_of_tars`, or a tar is missing.
     """
     files = local_files(spec, split, base)
-    return rows_of_tars(files, spec, file_digests(base, files), local_names_file(spec, base))
+    rows = rows_of_tars(files, spec, file_digests(base, files), local_names_file(spec, base))
+    return replace(rows, files=identities(files))
 
 
 def rows_of_tars(
@@ -218,6 +222,8 @@ def _label(path: Path, member: Member, handle: int) -> int:
     if match is None:
         shown = repr(content[:20].decode("utf-8", "replace")) if content else f"{member.size:,} bytes"
         raise DataError(f"{path}: {member.name!r} holds {shown}, where a whole number is needed")
+    if len(match[1]) > _MOST_DIGITS:
+        raise no_label(match[1].decode(), f"{member.name!r} of {path}")
     return int(match[1])
 
 
