@@ -68,5 +68,10 @@ def test_a_suite_runs_as_its_file_says(command: list[str], tmp_path: Path) -> No
     assert frame["deviations"].str.contains("expects 800").all()
     shown = vitbench_command(tmp_path, "leaderboard", "--tasks", "vtab", "--format", "csv")
     assert (shown.returncode, shown.stdout.count("mean of groups")) == (0, 0), "a mean of two tasks is no mean of 19"
-    for text in ("l2 chosen on validation", "no mean: 1 of 4 tasks", "no mean: 1 of 8 tasks", "taken by --accept-sizes"):
+    for text in (
+        "l2 chosen on validation",
+        "no mean: 1 of 4 tasks",
+        "no mean: 1 of 8 tasks",
+        "taken by --accept-sizes",
+    ):
         assert text in " ".join(done.stdout.split())

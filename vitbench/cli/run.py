@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitbench.cli.completion import complete_backbone, complete_task
+
+if TYPE_CHECKING:
+    from vitbench.execution.config import RunConfig
 
 EXAMPLES = """Examples:
 
@@ -111,39 +114,12 @@ def run(
     What is already there is used again, so the same command goes on after an interruption. Without options it runs the
     built-in baseline, which needs no network.
     """
+    resolved = configuration(locals())
     from vitbench.cli.console import ConsoleReporter, console, print_rows
-    from vitbench.execution.config import join_specs, make_config, split_list
     from vitbench.execution.local import execute
     from vitbench.execution.reporter import Reporter
     from vitbench.records.provenance import command_line
 
-    refuse_empty(locals())
-    options: dict[str, Any] = dict(key_value(text) for text in option or [])
-    given = {"shots": ",".join(shots or []), "seeds": ",".join(seeds or []), "l2": l2 or ""}
-    options |= {name: value for name, value in given.items() if value} | ({"tune": True} if tune else {})
-    values = {
-        "suite": suite,
-        "backbones": join_specs(backbone) if backbone else None,
-        "tasks": split_list(tasks) if tasks else None,
-        "representations": split_list(representations) if representations else None,
-        "protocol": protocol,
-        "options": options or None,
-        "preprocess": preprocess,
-        "train_split": train_split,
-        "test_split": test_split,
-        "task_data": dict(key_value(text, "--task-data") for text in task_data) if task_data else None,
-        "accept_sizes": accept_sizes,
-        "offline": offline,
-        "dtype": dtype,
-        "device": device,
-        "batch_size": batch_size,
-        "workers": workers,
-        "limit": limit,
-        "allow_untrained": allow_untrained,
-        "on_existing": on_existing,
-        "out": out,
-    }
-    resolved = make_config(values, config)
     reporter = Reporter() if quiet else ConsoleReporter()
     try:
         result = execute(resolved, reporter, command_line(), dry_run=dry_run)
@@ -162,11 +138,36 @@ def run(
             f"{result.written} records written, {there} there already, in {resolved.out / 'records'}", soft_wrap=True
         )
     if result.failures:
-        _print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
+        print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
         raise typer.Exit(1 if result.planned else 2)
 
 
-def _print_failures(failures: list[str], alone: bool) -> None:
+def configuration(parameters: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from the parameters of `run`, by their names.
+
+    Raises:
+        UsageError: A value is empty or cannot be meant.
+    """
+    from vitbench.execution.config import RunConfig, join_specs, make_config, split_list
+
+    refuse_empty(parameters)
+    chosen = {name: ",".join(parameters[name] or []) for name in ("shots", "seeds")} | {"l2": parameters["l2"]}
+    options: dict[str, Any] = dict(key_value(text) for text in parameters["option"] or [])
+    options |= {name: value for name, value in chosen.items() if value}
+    options |= {"tune": True} if parameters["tune"] else {}
+    lists = {name: split_list(parameters[name]) for name in ("tasks", "representations") if parameters[name]}
+    plain = {name: value for name, value in parameters.items() if name in {*RunConfig.model_fields, "suite"}}
+    values = {
+        **plain,
+        **lists,
+        "backbones": join_specs(parameters["backbone"]) if parameters["backbone"] else None,
+        "options": options or None,
+        "task_data": places(parameters["task_data"]) or None,
+    }
+    return make_config(values, parameters["config"])
+
+
+def print_failures(failures: list[str], alone: bool) -> None:
     """What failed, once more at the end, unless it was the only thing that was said."""
     from vitbench.cli.console import console
 
@@ -206,6 +207,25 @@ def key_value(text: str, option: str = "--set") -> tuple[str, str]:
     if not equals or not key:
         raise UsageError(f"{option} '{text}' is not of the form KEY=VALUE")
     return key.strip(), value.strip()
+
+
+def places(texts: Sequence[str] | None) -> dict[str, str]:
+    """The values of `--task-data`: task to folder.
+
+    Raises:
+        UsageError: One is not of the form TASK=PATH, has no path, or names a task that another names too.
+    """
+    from vitbench.errors import UsageError
+
+    found: dict[str, str] = {}
+    for text in texts or ():
+        task, path = key_value(text, "--task-data")
+        if not path:
+            raise UsageError(f"--task-data '{text}' names no folder: write {task}=PATH")
+        if task in found:
+            raise UsageError(f"--task-data names '{task}' twice: {found[task]} and {path}")
+        found[task] = path
+    return found
 
 
 def _print_leaderboard(out: Path, keys: list[str]) -> None:

@@ -18,12 +18,11 @@ from vitbench.execution.config import AUTO, TASK, RunConfig
 from vitbench.execution.reporter import Reporter
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.featureset import FeatureSet, IntArray
-from vitbench.features.load import load_backbone, preprocessing_of
+from vitbench.features.load import backbone_name, load_backbone, preprocessing_of
 from vitbench.features.store import FeatureStore
 from vitbench.features.view import rows_of_bases, split_features
 from vitbench.protocols import metrics
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-from vitbench.records.atomic import slug
 from vitbench.records.identity import FEATURE_FIELDS, RECORD_FIELDS, identity, key
 from vitbench.records.provenance import provenance
 from vitbench.records.schema import Provenance, Record
@@ -100,11 +99,6 @@ def load_for(spec: str, config: RunConfig) -> Backbone:
     if backbone.spec.dtype == AUTO:
         backbone.to(backbone.device, config.dtype)
     return backbone
-
-
-def backbone_name(backbone: Backbone) -> str:
-    """Short name of a backbone and its weights, good for a folder: `timm-vit_tiny_patch16_224-1f2e3d4c`."""
-    return f"{slug(backbone.spec.label, 60)}-{backbone.weights_digest[:8]}"
 
 
 def prepare(

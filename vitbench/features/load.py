@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitbench.backbones import load
 from vitbench.backbones.base import Backbone
+from vitbench.records.atomic import slug
 from vitbench.tasks import transforms
 
 AUTO = "auto"
@@ -39,3 +40,8 @@ def preprocessing_of(backbone: Backbone, default: str = AUTO) -> transforms.Prep
     """
     asked = backbone.spec.preprocess if backbone.spec.preprocess != AUTO else default
     return transforms.resolve(asked, backbone.preprocessing, backbone.input_size, backbone.mean, backbone.std)
+
+
+def backbone_name(backbone: Backbone) -> str:
+    """Short name of a backbone and its weights, good for a folder: `timm-vit_tiny_patch16_224-1f2e3d4c`."""
+    return f"{slug(backbone.spec.label, 60)}-{backbone.weights_digest[:8]}"

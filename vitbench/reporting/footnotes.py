@@ -12,9 +12,23 @@ from vitbench.reporting.labels import DEVIATES, ROW_FIELDS, ROW_LABELS, SYNTHETI
 FLOOR_ARCHITECTURE = "pixels"
 
 
-def of_tasks(records: pd.DataFrame) -> list[str]:
-    """The notes of a table whose columns are tasks."""
-    notes = [_unit(records)]
+SPREADS = {
+    "seeds": "mean over seeds ± standard deviation over seeds",
+    "combined": "mean over seeds and its 95 % interval over seeds and test images",
+    "none": "mean over seeds",
+}
+"""What a cell shows, by the kind of interval that is asked for."""
+
+
+def of_tasks(records: pd.DataFrame, interval: str = "seeds", among: pd.DataFrame | None = None) -> list[str]:
+    """The notes of a table whose columns are tasks.
+
+    Args:
+        records: Labelled records of the table.
+        interval: What its cells show, one of `SPREADS`.
+        among: The records among which the floor may be, where these are more than the table's.
+    """
+    notes = [_unit(records, interval)]
     notes += _letters(records)
     for column, same in records[records["column"].str.contains("#")].groupby("column"):
         first = same.iloc[0]
@@ -22,7 +36,8 @@ def of_tasks(records: pd.DataFrame) -> list[str]:
             f"{column}: {first['n_test']:,} test images, {first['num_classes']} classes, first made by `{first['command']}`"
         )
     notes += _splits(records)
-    missing = sorted(set(records["task"]) - set(records[records["architecture"] == FLOOR_ARCHITECTURE]["task"]))
+    floors = records if among is None else among
+    missing = sorted(set(records["task"]) - set(floors[floors["architecture"] == FLOOR_ARCHITECTURE]["task"]))
     if missing:
         notes.append(f"no pixels floor for {listed(missing)}: vitbench run --backbone pixels --tasks … makes it")
     warnings = records[records["warnings"] != ""].groupby("column")["warnings"].first()
@@ -30,10 +45,10 @@ def of_tasks(records: pd.DataFrame) -> list[str]:
     return [*notes, *_signs(records), *_untrained(records)]
 
 
-def of_means(records: pd.DataFrame, count: int) -> list[str]:
+def of_means(records: pd.DataFrame, count: int, interval: str = "seeds") -> list[str]:
     """The notes of a suite's table of means, of `count` tasks in all."""
     notes = [
-        _unit(records),
+        _unit(records, interval),
         f"the mean of {count} is the mean of all tasks; the mean of groups gives every group the same weight",
     ]
     return [*notes, *_letters(records), *_splits(records), *_signs(records), *_untrained(records)]
@@ -62,7 +77,7 @@ def lacking(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     ]
 
 
-def _unit(records: pd.DataFrame) -> str:
+def _unit(records: pd.DataFrame, interval: str) -> str:
     groups = [set(group) for _, group in records.groupby([*ROW_FIELDS, "column"])["seed"]]
     used = f"{len(groups[0])} seed{'s' if len(groups[0]) > 1 else ''}"
     if any(group != groups[0] for group in groups):
@@ -74,8 +89,9 @@ def _unit(records: pd.DataFrame) -> str:
         each = "; ".join(f"{metric}: {listed(sorted(columns), most=8)}" for metric, columns in metrics.items())
         unit = f"each task's own metric ({each}; a mean is the mean of the tasks' own metrics)"
     if all(len(group) == 1 for group in groups) and groups.count(groups[0]) == len(groups):
-        return f"{unit} in % ({used})"
-    return f"{unit} in %, mean over seeds ± standard deviation over seeds ({used})"
+        single = ", with its 95 % interval over test images" if interval == "combined" else ""
+        return f"{unit} in %{single} ({used})"
+    return f"{unit} in %, {SPREADS[interval]} ({used})"
 
 
 def _letters(records: pd.DataFrame) -> list[str]:

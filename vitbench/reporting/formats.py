@@ -1,4 +1,4 @@
-"""A leaderboard as text: a table for the terminal, markdown, csv, json, LaTeX."""
+"""A leaderboard as text: a table for the terminal, markdown, csv, json, LaTeX, HTML."""
 
 from __future__ import annotations
 
@@ -6,45 +6,98 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vitbench.reporting.boards import Leaderboard
-from vitbench.reporting.labels import ROW_LABELS
+from vitbench.reporting.boards import PARTIAL, Leaderboard
+from vitbench.reporting.html_table import html_page
+from vitbench.reporting.long_table import long_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderableType
     from rich.table import Table
 
-FORMATS = ("table", "markdown", "csv", "json", "latex")
+FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 MISSING = "—"
+LEAST_LABEL = 28
+"""Columns of a terminal that a label may take however narrow that is."""
 
 
 def cell_texts(board: Leaderboard) -> pd.DataFrame:
-    """The cells as text: `93.1 ± 0.4`, `93.1` where there is one seed, — where a record is missing; published numbers last."""
-    texts = {}
-    for column in board.cells.columns:
-        spread = board.spread[column].reindex(board.cells.index)
-        texts[column] = [
-            MISSING if pd.isna(value) else f"{value:.1f}" if pd.isna(width) else f"{value:.1f} ± {width:.1f}"
-            for value, width in zip(board.cells[column], spread, strict=True)
+    """The cells as text; below them chance and published numbers, beside them what else is shown.
+
+    A cell is `93.1 ± 0.4`, `93.1` where there is one seed, `93.1 [92.5, 93.7]` with the combined interval, `50 ≠ 60` where
+    records contradict each other, — where a record is missing; `71.2*` is a mean of some of its tasks. The row of chance is left
+    out where no column has one chance.
+    """
+    shown = board.cells if board.cells.iloc[-1].notna().any() else board.cells.iloc[:-1]
+    own = pd.DataFrame({column: _texts(board, column)[: len(shown)] for column in shown.columns}, index=shown.index)
+    if len(board.published):
+        own = pd.concat([own, _published(board)])
+    for name, extra in board.extras.items():
+        values = extra.values.reindex(own.index)
+        own[name] = [
+            MISSING if pd.isna(value) else f"{value:,.{extra.digits if abs(value) < 1000 else 0}f}" for value in values
         ]
-    own = pd.DataFrame(texts, index=board.cells.index)
-    if not len(board.published):
-        return own
-    published = board.published.map(lambda value: MISSING if pd.isna(value) else f"{value:.2f}")
-    return pd.concat([own, published])
+    return own
 
 
-def render(boards: Sequence[Leaderboard], form: str) -> str:
-    """All boards in one of the text formats (every one but `table`)."""
+def _texts(board: Leaderboard, column: str) -> list[str]:
+    """The texts of a column of scores, chance included."""
+    index = board.cells.index
+    nothing = pd.Series(float("nan"), index=index)
+    combined = board.interval == "combined" and len(board.low) > 0
+    low, high = ((ends[column].reindex(index) if combined else nothing) for ends in (board.low, board.high))
+    spread = board.spread[column].reindex(index) if board.interval == "seeds" else nothing
+    texts = []
+    for labels, value, width, start, end in zip(index, board.cells[column], spread, low, high, strict=True):
+        text = f"{value:.1f}" + (PARTIAL if (labels, column) in board.partial else "")
+        if (labels, column) in board.conflicts:
+            text = board.conflicts[labels, column]
+        elif pd.isna(value):
+            text = MISSING
+        elif not pd.isna(start):
+            text += f" [{start:.1f}, {end:.1f}]"
+        elif not pd.isna(width):
+            text += f" ± {width:.1f}"
+        texts.append(text)
+    return texts
+
+
+def _published(board: Leaderboard) -> pd.DataFrame:
+    """`98.95 (−5.3)`: the number, and the gap of one's own best to it."""
+    texts = {
+        column: [
+            MISSING if pd.isna(value) else f"{value:.2f}" if pd.isna(gap) else f"{value:.2f} ({signed(gap)})"
+            for value, gap in zip(board.published[column], board.gaps[column], strict=True)
+        ]
+        for column in board.published.columns
+    }
+    return pd.DataFrame(texts, index=board.published.index)
+
+
+def signed(value: float) -> str:
+    """A difference with its sign; zero has none."""
+    return "0.0" if round(value, 1) == 0 else f"{value:+.1f}".replace("-", "−")
+
+
+def render(boards: Sequence[Leaderboard], form: str, base: Path | None = None) -> str:
+    """All boards in one of the text formats (every one but `table`).
+
+    Args:
+        boards: The tables.
+        form: One of `FORMATS`.
+        base: The folder that the text will lie in: links of HTML lead from there; the current folder if None.
+    """
     writers: dict[str, Callable[[Sequence[Leaderboard]], str]] = {
         "markdown": lambda boards: "\n\n".join(map(_markdown, boards)),
         "latex": lambda boards: "\n\n".join(map(_latex, boards)),
-        "csv": lambda boards: _long(boards).to_csv(index=False).rstrip("\n"),
+        "html": lambda boards: html_page([flat_board(board) for board in boards], base or Path()),
+        "csv": lambda boards: long_table(boards).to_csv(index=False).rstrip("\n"),
         "json": lambda boards: json.dumps(
-            json.loads(_long(boards).to_json(orient="records")), indent=2, ensure_ascii=False
+            json.loads(long_table(boards).to_json(orient="records")), indent=2, ensure_ascii=False
         ),
     }
     return writers[form](boards)
@@ -59,141 +112,178 @@ def rich_tables(boards: Sequence[Leaderboard]) -> Group:
     parts: list[RenderableType] = []
     for board in boards:
         notes = [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in board.notes]
-        parts += [_Fitted(board), *notes, Text("")]
+        parts += [_Fitted(flat_board(board)), *notes, Text("")]
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class FlatBoard:
+    """A board as texts.
+
+    Attributes:
+        board: The board.
+        labels: Names of the label columns.
+        headers: Column to its name with its signs.
+        rows: A row each: its texts by column, the labels first.
+        best: For each row, the columns in which it is the best of one's own.
+        own: Number of rows that were measured; chance and published numbers follow.
+        ruled: Number of rows after which a rule is drawn: those that were measured, and chance.
+    """
+
+    board: Leaderboard
+    labels: list[str]
+    headers: dict[str, str]
+    rows: list[dict[str, str]]
+    best: list[set[str]]
+    own: int
+    ruled: int
+
+
+def flat_board(board: Leaderboard) -> FlatBoard:
+    """A board's texts, its labels as columns, without a variant where no row has one."""
+    texts = cell_texts(board)
+    names = [str(name) for name in board.cells.index.names]
+    flat = texts.set_axis(pd.RangeIndex(len(texts)))
+    labels = pd.DataFrame([list(labels) for labels in texts.index], columns=names)
+    if "variant" in names and not (labels["variant"] != "").any():
+        labels = labels.drop(columns="variant")
+    models = board.cells.iloc[:-1]
+    top = models.max()
+    best = [{str(name) for name in models.columns if row[name] == top[name]} for _, row in models.iterrows()]
+    return FlatBoard(
+        board=board,
+        labels=list(labels.columns),
+        headers={name: f"{name} {board.signs.get(name, '')}".rstrip() for name in texts.columns},
+        rows=[{**one, **other} for one, other in zip(_rows(labels), _rows(flat), strict=True)],
+        best=best,
+        own=len(models),
+        ruled=len(texts) - len(board.published),
+    )
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, str]]:
+    return [{str(name): str(value) for name, value in row.items()} for row in frame.to_dict(orient="records")]
 
 
 @dataclass(frozen=True)
 class _Fitted:
     """A board in as many tables, one below the other, as the console's width asks for."""
 
-    board: Leaderboard
+    flat: FlatBoard
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        columns = list(self.board.cells.columns)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
 
-        def fits(chunk: list[str], narrow: bool) -> bool:
-            table = self._table(chunk, titled=False, narrow=narrow)
+        columns = list(self.flat.headers)
+        # A third of the width for the first label: long names fold, rather than leave room for one column at a time.
+        narrowed = max(LEAST_LABEL, options.max_width // 3)
+
+        def fits(chunk: list[str], narrow: int | None) -> bool:
+            table = self._table(chunk, narrow)
             return console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width
 
-        narrow = not fits(columns, narrow=False)
+        narrow = None if fits(columns, narrow=None) else narrowed
         for parts in range(1, len(columns) + 1):
             size = -(-len(columns) // parts)
             chunks = [columns[start : start + size] for start in range(0, len(columns), size)]
             if size == 1 or all(fits(chunk, narrow) for chunk in chunks):
                 break
-        for number, chunk in enumerate(chunks):
-            yield self._table(chunk, titled=number == 0, narrow=narrow)
+        # Not the table's own title, which would be folded to the width of a narrow table.
+        yield Text(self.flat.board.title, style="italic")
+        yield from (self._table(chunk, narrow) for chunk in chunks)
 
-    def _table(self, columns: list[str], titled: bool, narrow: bool) -> Table:
+    def _table(self, columns: list[str], narrow: int | None) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
         from rich.text import Text
 
-        board = self.board
-        title = escape(board.title) if titled else None
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        flat, labels = _flat(board)
-        for name in flat.columns[:labels]:
-            table.add_column(escape(str(name)), overflow="fold")
+        flat = self.flat
+        table = Table(box=SIMPLE_HEAD)
+        for name in flat.labels:
+            table.add_column(escape(name), overflow="fold", max_width=narrow)
         for name in columns:
-            header = _header(board, name)
+            header = flat.headers[name]
             table.add_column(escape(_in_lines(header) if narrow else header), justify="right", overflow="fold")
-        models = board.cells.iloc[:-1]
-        best = models.max()
-        for number, (_, row) in enumerate(flat.iterrows()):
-            texts = [Text(str(text)) for text in row.iloc[:labels]]
-            for name in columns:
-                bold = number < len(models) and models[name].iloc[number] == best[name]
-                texts.append(Text(row[name], style="bold" if bold else ""))
-            own = number < len(board.cells)
-            table.add_row(*texts, style=None if own else "dim", end_section=number == len(board.cells) - 1)
+        for number, row in enumerate(flat.rows):
+            if number == flat.own < flat.ruled and all(row[name] == MISSING for name in columns):
+                # What stands beside the scores has no chance.
+                continue
+            best = flat.best[number] if number < flat.own else set()
+            texts = [Text(row[name]) for name in flat.labels]
+            texts += [Text(row[name], style="bold" if name in best else "") for name in columns]
+            style = None if number < flat.ruled else "dim"
+            table.add_row(*texts, style=style, end_section=number == flat.ruled - 1)
         return table
 
 
 def _in_lines(header: str, width: int = 10) -> str:
-    """A header broken after spaces, underscores and slashes, so that its lines are about as wide as a cell."""
+    """A header broken after spaces, underscores, slashes and commas, so that its lines are about as wide as a cell."""
     lines = [""]
-    for piece in re.findall(r"[^ _/]*[ _/]?", header):
+    for piece in re.findall(r"[^ _/,]*[ _/,]?", header):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _flat(board: Leaderboard) -> tuple[pd.DataFrame, int]:
-    """The rows as text with their labels in front, and the number of label columns."""
-    flat = cell_texts(board).reset_index()
-    flat = flat if (flat["variant"] != "").any() else flat.drop(columns="variant")
-    return flat, len(flat.columns) - len(board.cells.columns)
-
-
-def _headed(board: Leaderboard) -> tuple[pd.DataFrame, int]:
-    flat, labels = _flat(board)
-    return flat.rename(columns={name: _header(board, name) for name in board.cells.columns}), labels
-
-
-def _header(board: Leaderboard, column: str) -> str:
-    return f"{column} {board.signs.get(column, '')}".rstrip()
+def _table_of(flat: FlatBoard, escape: Callable[[str], str]) -> pd.DataFrame:
+    """The texts with headers, escaped."""
+    names = [*flat.labels, *flat.headers]
+    headers = [*flat.labels, *flat.headers.values()]
+    return pd.DataFrame(
+        [[escape(row[name]) for name in names] for row in flat.rows], columns=list(map(escape, headers))
+    )
 
 
 def _markdown(board: Leaderboard) -> str:
-    flat, labels = _headed(board)
-    aligned = ["left"] * labels + ["right"] * len(board.cells.columns)
-    table = flat.to_markdown(index=False, colalign=aligned, disable_numparse=True)
-    return "\n".join([f"**{board.title}**", "", table, "", *(f"- {note}" for note in board.notes)])
+    flat = flat_board(board)
+    aligned = ["left"] * len(flat.labels) + ["right"] * len(flat.headers)
+    table = _table_of(flat, markdown_text).to_markdown(index=False, colalign=aligned, disable_numparse=True)
+    notes = [f"- {markdown_text(note, cell=False)}" for note in board.notes]
+    return "\n".join([f"**{markdown_text(board.title, cell=False)}**", "", table, "", *notes])
+
+
+def markdown_text(text: str, *, cell: bool = True) -> str:
+    """A text on one line that markdown takes neither for HTML nor, in a cell, for the end of the cell."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "&#92;")
+    plain = plain.replace(PARTIAL, rf"\{PARTIAL}")
+    return plain.replace("|", r"\|") if cell else plain
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"{\char34}",
+    # Behind \\ or \midrule, LaTeX takes a bracket for an option.
+    "[": "{[}",
+    "]": "{]}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "→": r"$\to$",
+    "≠": r"$\neq$",
+    "−": "$-$",
+    MISSING: "--",
+    "·": r"$\cdot$",
+    "…": r"\dots{}",
+}
+
+
+def latex_text(text: str) -> str:
+    """A text on one line, every character that LaTeX would act on, or has no glyph for, written out."""
+    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def _latex(board: Leaderboard) -> str:
-    flat, labels = _headed(board)
-    body = flat.to_latex(index=False, escape=True, column_format="l" * labels + "r" * len(board.cells.columns))
-    for text, command in {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "→": r"$\to$", MISSING: "--"}.items():
-        body = body.replace(text, command)
-    notes = "".join(f"% {note}\n" for note in [board.title, *board.notes])
+    flat = flat_board(board)
+    aligned = "l" * len(flat.labels) + "r" * len(flat.headers)
+    body = _table_of(flat, latex_text).to_latex(index=False, escape=False, column_format=aligned)
+    # A line break would end the comment.
+    notes = "".join(f"% {' '.join(note.split())}\n" for note in [board.title, *board.notes])
     return notes + body.rstrip("\n")
-
-
-def _long(boards: Sequence[Leaderboard]) -> pd.DataFrame:
-    """One row per cell that was measured, with numbers: for other programs. `level` tells tasks from means."""
-    frames = [_long_means(board) if board.means else _long_tasks(board) for board in boards]
-    types = {**dict.fromkeys(["seeds", "n_support", "n_test"], "Int64"), "synthetic": "boolean"}
-    return pd.concat([frame.reindex(columns=_COLUMNS).astype(types) for frame in frames], ignore_index=True)
-
-
-_ROW = ["representation", "alias_of", "representation_provenance"]
-_SETTING = ["preprocessing", "dtype", "protocol", "parameters", "shot", "limit"]
-_SCORES = ["metric", "score", "score_std", "accuracy", "accuracy_std", "seeds", "n_support", "n_test", "chance"]
-_DATA = ["train_split", "test_split", "deviations", "synthetic"]
-_COLUMNS = ["backbone", *_ROW, "variant", "task", "level", *_SETTING, *_SCORES, *_DATA]
-
-
-def _long_tasks(board: Leaderboard) -> pd.DataFrame:
-    keys = ["backbone", *_ROW, "variant", "task", "column", *_SETTING]
-    records = board.records.assign(accuracy=board.records.get("accuracy", float("nan")))
-    frame = records.groupby(keys, dropna=False, sort=False).agg(
-        metric=("shown_metric", "first"),
-        score=("value", "mean"),
-        score_std=("value", "std"),
-        accuracy=("accuracy", "mean"),
-        accuracy_std=("accuracy", "std"),
-        seeds=("seed", "nunique"),
-        n_support=("n_support", "max"),
-        n_test=("n_test", "max"),
-        chance=("chance", "first"),
-        **{name: (name, "first") for name in _DATA},
-    )
-    return frame.reset_index().assign(level="task")
-
-
-def _long_means(board: Leaderboard) -> pd.DataFrame:
-    """A suite's means where they exist; `task` is the group or the suite."""
-    metrics = set(board.records["shown_metric"])
-    rows = board.records.drop_duplicates(ROW_LABELS).set_index(ROW_LABELS)[[*_ROW, *_SETTING]]
-    frames = []
-    for column, (subject, level) in board.means.items():
-        scores = pd.DataFrame({"score": board.cells[column].iloc[:-1], "score_std": board.spread[column]}) / 100
-        found = rows.join(scores.rename_axis(index=ROW_LABELS)).dropna(subset="score")
-        frames.append(found.assign(task=subject, level=level, chance=board.cells[column].iloc[-1] / 100))
-    metric = metrics.pop() if len(metrics) == 1 else "each task's own"
-    return pd.concat(frames).reset_index().assign(metric=metric)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitbench.errors import StoreError, UsageError
-from vitbench.records.predictions import Predictions, read_predictions
+from vitbench.records.predictions import read_predictions
+from vitbench.reporting.statistics import per_class_values
 
 PAIRING_FIELDS = ["train_fingerprint", "test_fingerprint", "num_classes", "limit", "shot", "identity_version"]
 """Records that agree in these were measured on the same test images, and with equal seeds on the same support sets."""
@@ -23,7 +24,7 @@ class Hits:
 
     Attributes:
         values: `[S, N]` float64: 1 where the prediction is right, 0 where it is wrong; for the metric `mean_per_class_accuracy`
-            each image is weighted so that the mean is that metric.
+            the values of `statistics.per_class_values`, whose mean is that metric.
         seeds: S seeds, increasing.
     """
 
@@ -54,8 +55,9 @@ def hits(records: pd.DataFrame, paths: Sequence[Path]) -> Hits:
             raise StoreError(
                 f"the predictions beside {paths[place]} are of other test images than those of its other seeds"
             )
-    weights = _weights(tables[0], metric, int(records["num_classes"].iloc[0]))
-    values = np.stack([table.hits.astype(np.float64) * weights for table in tables])
+    values = np.stack([table.hits.astype(np.float64) for table in tables])
+    if metric == "mean_per_class_accuracy":
+        values = per_class_values(values, tables[0].label)
     return Hits(values, tuple(int(records["seed"].iloc[place]) for place in order))
 
 
@@ -63,11 +65,3 @@ def shared_seeds(one: Hits, other: Hits) -> tuple[npt.NDArray[np.float64], npt.N
     """The rows of both for the seeds that both have, and these seeds: the same support sets on both sides."""
     seeds = tuple(sorted(set(one.seeds) & set(other.seeds)))
     return one.values[[one.seeds.index(s) for s in seeds]], other.values[[other.seeds.index(s) for s in seeds]], seeds
-
-
-def _weights(table: Predictions, metric: str, num_classes: int) -> npt.NDArray[np.float64]:
-    """Image weights with mean 1 under which the mean of hits is the metric."""
-    if metric != "mean_per_class_accuracy":
-        return np.ones(len(table.label))
-    counts = np.bincount(table.label, minlength=num_classes)
-    return len(table.label) / (np.count_nonzero(counts) * counts[table.label])

@@ -8,6 +8,7 @@ import string
 import pandas as pd
 
 from vitbench.backbones.spec import parse_backbone_spec
+from vitbench.errors import VitbenchError
 
 ROW_FIELDS = ["architecture", "weights", "preprocessing", "dtype", "representation"]
 """What makes two records the same row; how a backbone's spec was spelled does not."""
@@ -27,12 +28,16 @@ def shot_label(shot: int) -> str:
 
 
 def labelled(records: pd.DataFrame) -> pd.DataFrame:
-    """Add `backbone`, `shown` and `variant` (a row's labels), `letter` (its preprocessing's) and `column` (the task's)."""
-    letters = {
-        text: string.ascii_uppercase[number % 26] for number, text in enumerate(sorted(set(records["preprocessing"])))
-    }
+    """Add `backbone`, `shown` and `variant` (a row's labels), `letter` (its preprocessing's) and `column` (the task's).
+
+    The backbone's spec as it was written is kept as `spec`.
+    """
+    letters = {text: _letter(number) for number, text in enumerate(sorted(set(records["preprocessing"])))}
     records = records.assign(
-        backbone=_backbone_labels(records), variant="", letter="preprocessing " + records["preprocessing"].map(letters)
+        spec=records["backbone"],
+        backbone=_backbone_labels(records),
+        variant="",
+        letter="preprocessing " + records["preprocessing"].map(letters),
     )
     for _, same in records.groupby(["backbone", "representation"]):
         for name in ("preprocessing", "dtype", "architecture", "weights"):
@@ -80,7 +85,22 @@ def signs(records: pd.DataFrame) -> dict[str, str]:
 
 def _backbone_labels(records: pd.DataFrame) -> pd.Series:
     """The spec without its options where that names one set of weights, else with them; one spelling for each row."""
-    specs = records.groupby(ROW_FIELDS, sort=False)["backbone"].transform("first").map(parse_backbone_spec)
-    short, long = specs.map(lambda spec: spec.label), specs.map(lambda spec: spec.long_label)
+    specs = records.groupby(ROW_FIELDS, sort=False)["backbone"].transform("first")
+    short, long = specs.map(lambda spec: _spec_labels(spec)[0]), specs.map(lambda spec: _spec_labels(spec)[1])
     model = records["architecture"] + records["weights"]
     return short.where(model.groupby(short).transform("nunique") == 1, long)
+
+
+def _spec_labels(spec: str) -> tuple[str, str]:
+    """A spec's short and long label; the spec itself where another version wrote one that this version cannot read."""
+    try:
+        parsed = parse_backbone_spec(spec)
+    except VitbenchError:
+        return spec, spec
+    return parsed.label, parsed.long_label
+
+
+def _letter(number: int) -> str:
+    """A, B, …, Z, AA, AB and so on."""
+    before, last = divmod(number, 26)
+    return (_letter(before - 1) if before else "") + string.ascii_uppercase[last]

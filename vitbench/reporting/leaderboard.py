@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 import pandas as pd
 
 from vitbench.errors import UsageError, listed, unknown
 from vitbench.protocols.metrics import NEEDS
-from vitbench.reporting.boards import Groups, Leaderboard, means_board, tasks_board
-from vitbench.reporting.labels import labelled, shot_label, splits_text
+from vitbench.reporting.boards import Groups, Leaderboard, Show, means_board, tasks_board
+from vitbench.reporting.labels import ROW_LABELS, labelled, shot_label, splits_text
+from vitbench.reporting.pivot import pivot_boards
 from vitbench.reporting.suites import grouped_suites
+from vitbench.reporting.summaries import EFFICIENCY, efficiency_records
 
 
 def leaderboards(
@@ -30,11 +33,15 @@ def leaderboards(
     metric: str | None = None,
     suites: Mapping[str, Sequence[str]] | None = None,
     published: pd.DataFrame | None = None,
+    show: Show | None = None,
+    efficiency: bool = False,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> list[Leaderboard]:
     """Make every leaderboard that the records allow, in order of protocol, parameters and shot.
 
     Args:
-        frame: What `vitbench.load_results` gives.
+        frame: What `vitbench.load_results` gives; with a column `path` (the record's file) for intervals over test images.
         shots: Only these; all if empty. 0 stands for all train images.
         tasks: Only these (full names); all if empty.
         protocol: Only this; all if None.
@@ -43,10 +50,15 @@ def leaderboards(
         suites: Every folder of tasks and the tasks in it (`vitbench.tasks.catalog.suites()`); those with subfolders are shown
             by group.
         published: Published numbers (`read_published()`) to show below one's own.
+        show: What else to show.
+        efficiency: Add tables of label efficiency over the shots that there are.
+        rows: Fields of records whose values make the rows, in place of backbone and representation.
+        columns: Fields whose values make the columns, in place of the task.
 
     Raises:
-        UsageError: No record is left, or none has such a score; what there is is named.
+        UsageError: No record is left, or none has such a score; what there is is named. A field does not exist.
     """
+    show = replace(show or Show(), published=published)
     chosen = frame
     if len(frame):
         chosen = frame[frame["limit"].notna() if limited else frame["limit"].isna()]
@@ -62,39 +74,68 @@ def leaderboards(
     told = [f"{hidden} {'full' if limited else 'limited'} records are left out: they are never mixed"] if hidden else []
     if limited and published is not None:
         told.append("published numbers are of whole test splits: they are not shown beside limited runs")
-        published = None
+        show = replace(show, published=None)
     measured, without = _measured(chosen, metric)
-    groups = grouped_suites(suites or {})
-    return list(_boards(labelled(measured), [*told, *without], groups, published))
+    records, told = labelled(measured), [*told, *without]
+    if rows or columns:
+        return list(pivot_boards(records, list(frame.columns), rows, columns, told, show))
+    return list(_boards(records, told, grouped_suites(suites or {}), show, efficiency))
 
 
 def _boards(
-    records: pd.DataFrame, told: Sequence[str], suites: Mapping[str, Groups], published: pd.DataFrame | None
+    records: pd.DataFrame, told: Sequence[str], suites: Mapping[str, Groups], show: Show, efficiency: bool
 ) -> Iterator[Leaderboard]:
     for _, group in records.groupby(["protocol", "parameters", "limit"], dropna=False, sort=True):
         if group["column"].nunique() == 1 and group["shot"].nunique() > 1:
             ordered = group.assign(whole=group["shot"] == 0).sort_values(["whole", "shot"], kind="stable")
             ordered = ordered.assign(column=ordered["shot"].map(shot_label))
-            yield tasks_board(ordered, group["column"].iloc[0], told, published=published)
-            continue
-        for _, part in group.groupby("shot", sort=True):
-            subject, rest = shot_label(part["shot"].iloc[0]), part
-            for suite, groups in suites.items():
-                members = part[part["task"].isin([task for tasks in groups.values() for task in tasks])]
-                if members["task"].nunique() > 1:
-                    yield from _suite_boards(members, subject, suite, groups, told, published)
-                    rest = rest.drop(members.index)
-            if len(rest):
-                yield tasks_board(rest.sort_values("column"), subject, told, mean=True, published=published)
+            yield tasks_board(ordered, group["column"].iloc[0], told, summed=False, show=show)
+        else:
+            for _, part in group.groupby("shot", sort=True):
+                yield from _of_one_shot(part, shot_label(part["shot"].iloc[0]), told, suites, show)
+        if efficiency:
+            yield from _efficiency(group, told, suites, show)
+
+
+def _of_one_shot(
+    records: pd.DataFrame, subject: str, told: Sequence[str], suites: Mapping[str, Groups], show: Show
+) -> Iterator[Leaderboard]:
+    rest = records
+    for suite, groups in suites.items():
+        members = records[records["task"].isin([task for tasks in groups.values() for task in tasks])]
+        if members["task"].nunique() > 1:
+            yield from _suite_boards(members, subject, suite, groups, told, show)
+            rest = rest.drop(members.index)
+    if len(rest):
+        yield tasks_board(rest.sort_values("column", kind="stable"), subject, told, mean=True, show=show)
+
+
+def _efficiency(
+    records: pd.DataFrame, told: Sequence[str], suites: Mapping[str, Groups], show: Show
+) -> Iterator[Leaderboard]:
+    """The tables of label efficiency, where there are shots to make it of."""
+    areas, shots = efficiency_records(records)
+    if not len(areas):
+        return
+    method = (
+        f"area under the score against log(shots), {shots}, divided by the range of log(shots); rows with all of these"
+    )
+    kept = replace(show, published=None, interval="seeds" if show.interval == "combined" else show.interval)
+    places = [*ROW_LABELS, "column"]
+    for board in _of_one_shot(areas, EFFICIENCY, [*told, f"{EFFICIENCY}: {method}"], suites, kept):
+        shown = board.records.set_index(places).index
+        drawn = records[records["shot"] > 0]
+        # A group's table has short names of tasks as columns.
+        behind = drawn[drawn["key"].notna()].merge(
+            board.records[[*ROW_LABELS, "task", "train_fingerprint", "test_fingerprint", "column"]].drop_duplicates(),
+            on=[*ROW_LABELS, "task", "train_fingerprint", "test_fingerprint"],
+            suffixes=("_long", ""),
+        )
+        yield replace(board, level=EFFICIENCY, behind=behind[behind.set_index(places).index.isin(shown)])
 
 
 def _suite_boards(
-    records: pd.DataFrame,
-    subject: str,
-    suite: str,
-    groups: Groups,
-    told: Sequence[str],
-    published: pd.DataFrame | None,
+    records: pd.DataFrame, subject: str, suite: str, groups: Groups, told: Sequence[str], show: Show
 ) -> Iterator[Leaderboard]:
     """A suite's table of means, where there is one, and its groups; by pair of splits where these tell sets of data apart."""
     marks = " [" + splits_text(records) + "]"
@@ -103,14 +144,15 @@ def _suite_boards(
         edition = part.assign(column=part["column"].str.replace(str(mark), "", regex=False))
         members = {group: edition[edition["task"].isin(tasks)] for group, tasks in groups.items()}
         there, first = [group for group in groups if len(members[group])], list(told)
-        if len(there) > 1 and any(set(tasks) <= set(edition["task"]) for tasks in groups.values()):
-            yield means_board(edition, f"{subject} · {suite}{mark}", suite, groups, first, published)
+        whole = any(set(tasks) <= set(edition["task"]) for tasks in groups.values())
+        if len(there) > 1 and (whole or show.rank_incomplete):
+            yield means_board(edition, f"{subject} · {suite}{mark}", suite, groups, first, show)
             first = []
         for group in there:
             folder = suite if group == suite else f"{suite}/{group}"
             short = members[group]["column"].str.removeprefix(f"{folder}/")
             own = members[group].assign(column=short).sort_values("column", kind="stable")
-            yield tasks_board(own, f"{subject} · {folder}{mark}", first, group=groups[group], published=published)
+            yield tasks_board(own, f"{subject} · {folder}{mark}", first, group=groups[group], show=show)
 
 
 def _measured(records: pd.DataFrame, metric: str | None) -> tuple[pd.DataFrame, list[str]]:

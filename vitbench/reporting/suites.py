@@ -10,7 +10,9 @@ MEAN = "Mean"
 MEAN_OF_GROUPS = "Mean of groups"
 
 
-def aggregate(scores: pd.DataFrame | pd.Series, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def aggregate(
+    scores: pd.DataFrame | pd.Series, groups: Mapping[str, Sequence[str]], *, partial: bool = False
+) -> pd.DataFrame:
     """The means of a suite, of every row by itself.
 
     A mean exists only where every one of its tasks is there: a mean of some of them would not be the number that others
@@ -20,6 +22,7 @@ def aggregate(scores: pd.DataFrame | pd.Series, groups: Mapping[str, Sequence[st
         scores: One row per thing that was scored (`[R, T]`, any index), one column per task; other columns are not read. A
             series of one score per task is one row.
         groups: Name of each group and the tasks in it.
+        partial: Take means over the tasks and groups that are there all the same: to be marked wherever they are shown.
 
     Returns:
         The same rows; one column per group (the plain mean of its tasks), `Mean` (the plain mean of all tasks) and
@@ -34,10 +37,10 @@ def aggregate(scores: pd.DataFrame | pd.Series, groups: Mapping[str, Sequence[st
         raise ValueError(f"groups that cannot be averaged: {dict(groups)}")
     whole = table.reindex(columns=tasks).astype(float)
     means = pd.DataFrame(
-        {group: whole[list(members)].mean(axis=1, skipna=False) for group, members in groups.items()},
+        {group: whole[list(members)].mean(axis=1, skipna=partial) for group, members in groups.items()},
         index=table.index,
     )
-    overall, of_groups = whole.mean(axis=1, skipna=False), means.mean(axis=1, skipna=False)
+    overall, of_groups = whole.mean(axis=1, skipna=partial), means.mean(axis=1, skipna=partial)
     return means.assign(**{MEAN: overall, MEAN_OF_GROUPS: of_groups})
 
 
