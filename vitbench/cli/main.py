@@ -10,7 +10,26 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import vitbench
-from vitbench.cli import analyze, audit, convert, doctor, fetch, leaderboard, ls, parity, run, show
+from vitbench.cli import (
+    ablate,
+    analyze,
+    audit,
+    compare,
+    convert,
+    cost,
+    diagnose,
+    doctor,
+    export,
+    fetch,
+    leaderboard,
+    ls,
+    parity,
+    replay,
+    report,
+    run,
+    show,
+    why,
+)
 from vitbench.errors import VitbenchError, first_line
 
 app = typer.Typer(
@@ -24,6 +43,11 @@ app = typer.Typer(
 )
 app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("leaderboard", epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard)
+app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("ablate", epilog=ablate.EXAMPLES)(ablate.ablate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose)
+app.command("cost", epilog=cost.EXAMPLES)(cost.cost)
 app.command("fetch", epilog=fetch.EXAMPLES)(fetch.fetch)
 app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.command("analyze", epilog=analyze.EXAMPLES)(analyze.analyze)
@@ -31,6 +55,9 @@ app.command("ls", epilog=ls.EXAMPLES)(ls.ls)
 app.add_typer(show.app, name="show")
 app.command("parity", epilog=parity.EXAMPLES)(parity.parity)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("why", epilog=why.EXAMPLES)(why.why)
+app.command("replay", epilog=replay.EXAMPLES)(replay.replay)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 

@@ -1,0 +1,1 @@
+"""The report: records as a static site that opens from disk, without a network."""
