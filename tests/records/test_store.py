@@ -111,19 +111,29 @@ def test_no_folder_and_no_records(tmp_path: Path) -> None:
     assert "accuracy" in frame.columns
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 99}', "[1]"])
-def test_a_damaged_record_is_named_left_out_and_counts_as_absent(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read .* move it away"),
+        ("{", "cannot be read .* move it away"),
+        ('{"schema_version": 1}', "cannot be read .* move it away"),
+        ('{"schema_version": 99}', "has the schema version 99, and this vitbench reads 1: upgrade vitbench"),
+        ("[1]", "is not a vitbench record"),
+        ("root:x:0:0", "is not a vitbench record"),
+    ],
+)
+def test_a_damaged_record_is_named_left_out_and_counts_as_absent(tmp_path: Path, text: str, message: str) -> None:
     store = ResultStore(tmp_path)
     whole, damaged = make_record(), make_record(seed=1)
     store.write(whole, PREDICTIONS)
     path = store.write(damaged, PREDICTIONS)
     path.write_text(text)
-    with pytest.warns(UserWarning, match=rf"{path.name} cannot be read .* move it away"):
+    with pytest.warns(UserWarning, match=rf"{path.name} {message}"):
         frame = vitbench.load_results(tmp_path)
     assert frame["key"].tolist() == [whole.key]
     assert len(frame.attrs["damaged"]) == 1
     assert damaged.key not in ResultStore(tmp_path)
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match=message):
         read_record(path)
 
 

@@ -252,6 +252,39 @@ def test_mean_per_class_accuracy_is_compared_as_such(tmp_path: Path) -> None:
     assert pair.points == pytest.approx(-100 / 6), "a third of one of two classes"
 
 
+def test_many_uneven_classes_with_many_mistakes_are_compared_as_their_scores_say(tmp_path: Path) -> None:
+    """The difference is that of the two scores, and right or wrong is told by the predictions, whatever the classes weigh."""
+    generator = np.random.default_rng(0)
+    label = np.repeat(np.arange(6), [200, 90, 40, 20, 10, 5])
+    right = {}
+    for fields, rate in ((A, 0.6), (B, 0.4)):
+        prediction = np.where(generator.random(len(label)) < rate, label, (label + 1) % 6)
+        right[rate] = prediction == label
+        put(tmp_path, prediction, label, metric="mean_per_class_accuracy", num_classes=6, **fields)
+    (pair,) = compared(tmp_path).pairs
+    assert pair.difference.difference == pytest.approx(pair.b - pair.a)
+    assert pair.mcnemar == pytest.approx(statistics.mcnemar(right[0.4], right[0.6]).p_value)
+
+
+def test_two_dtypes_of_one_task_are_two_subjects_and_no_mean(tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        for fields, rate in ((A, 0.8), (B, 0.7)):
+            write(tmp_path, rate, dtype=dtype, **fields)
+    found = compared(tmp_path)
+    assert sorted(pair.subject for pair in found.pairs) == ["cls bfloat16", "cls float32"]
+    assert not found.means, "a task and itself are not two tasks"
+
+
+def test_an_alias_and_equal_predictions_cost_no_correction(tmp_path: Path) -> None:
+    for fields, rate in ((A, 0.8), (B, 0.7)):
+        write(tmp_path, rate, **fields)
+        write(tmp_path, rate, representation="pooler", alias_of="cls", **fields)
+        write(tmp_path, 0.5, task="t/same", **fields)
+    found = compared(tmp_path)
+    assert [(pair.subject, pair.task) for pair in found.pairs] == [("cls", "paper/cifar10"), ("cls", "t/same")]
+    assert found.pairs[0].p_value == found.pairs[0].difference.p_value
+
+
 def test_damaged_and_missing_predictions_are_problems_and_the_rest_is_compared(tmp_path: Path) -> None:
     for task in ("paper/cifar10", "t/gone", "t/broken", "t/another"):
         for fields in (A, B):

@@ -6,7 +6,10 @@ import html
 import html.parser
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -26,6 +29,8 @@ import vitbench
 from tests.conftest import ImageFolderMaker
 from tests.records.test_store import PREDICTIONS, make_record
 from vitbench.errors import StoreError, UsageError
+from vitbench.records.costs import Cost, write_cost
+from vitbench.records.provenance import provenance
 from vitbench.records.store import ResultStore
 from vitbench.reporting.site.build import MARK, address, breakable, build_report, check_target
 from vitbench.reporting.site.collection import collect, page_names
@@ -268,6 +273,35 @@ def test_a_record_without_a_score_leaves_no_traceback(tmp_path: Path) -> None:
     assert "no record has a score" in Links((tmp_path / "report" / "index.html").read_text()).text
 
 
+def test_measured_costs_have_a_plot_each_and_what_was_not_measured_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "runs", *seeds(0.5, 0.6), *seeds(0.4, backbone="timm:vit_b", backbone_name="b", weights="b"))
+    cost = Cost(
+        backbone="timm:vit_tiny_patch16_224",
+        backbone_name="timm-vit_tiny_patch16_224-abcd",
+        architecture="timm:vit",
+        input_size=(224, 224),
+        dtype="float32",
+        device="cpu (8 threads)",
+        num_parameters=5_500_000,
+        representations={"cls": 192},
+        flops=2_500_000_000,
+        images_per_second=50.0,
+        batch_size=8,
+        batch_seconds=[0.16],
+        memory_bytes=None,
+        memory_method="not measured",
+        provenance=provenance("a test", "cpu", []),
+    )
+    damaged = write_cost(tmp_path / "runs", cost).with_name("damaged.json")
+    damaged.write_text("{")
+    build_report(tmp_path / "runs", tmp_path / "report")
+    text = (tmp_path / "report" / "cost.html").read_text()
+    figures = [json.loads(found) for found in re.findall(r'application/json">(.*?)</script>', text)]
+    axes = {figure["layout"]["xaxis"]["title"]["text"]: figure["data"][0]["x"] for figure in figures}
+    assert axes == {"params (M)": [5.5], "GFLOPs": [2.5], "ms/image": [20.0]}
+    assert "damaged.json" in Links((tmp_path / "report" / "index.html").read_text()).text
+
+
 def test_limited_records_have_a_page_of_their_own(tmp_path: Path) -> None:
     write(tmp_path / "runs", *seeds(0.5, 0.6), *seeds(0.9, 0.8, limit=40))
     build_report(tmp_path / "runs", tmp_path / "report")
@@ -445,3 +479,22 @@ def test_the_server_gives_the_reports_files_and_nothing_else(tmp_path: Path) -> 
             make_server(tmp_path, port)
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
+
+
+def test_serve_prints_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    write(tmp_path / "runs", *seeds(0.5))
+    # A test that runs in the background inherits ignored interrupts, and so would the server.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from vitbench.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "report", "--results", "runs", "--serve", "--port", "0", "--no-images"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("report/index.html: ")
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert found, line
+        with urllib.request.urlopen(found[0], timeout=10) as answer:
+            assert b"Leaderboards" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()

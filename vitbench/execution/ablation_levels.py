@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from vitbench.backbones.base import Backbone
-from vitbench.backbones.spec import DTYPES, parse_representation
+from vitbench.backbones.spec import COMMON_REPRESENTATIONS, DTYPES, parse_representation
 from vitbench.errors import RepresentationError, UsageError, unknown
 from vitbench.execution.config import RunConfig
 from vitbench.features.load import load_backbone
@@ -187,6 +187,10 @@ def _names(backbone: Backbone, axis: Axis) -> Iterator[tuple[str, Lacking | None
     """The representations that an axis means on a backbone, and why it lacks those that it lacks."""
     if backbone.is_floor and axis.name == "representation":
         yield from ((name, None) for name in backbone.available())
+        for name in set(axis.values) - set(backbone.available()):
+            known = all(atom.pooling in COMMON_REPRESENTATIONS for atom in parse_representation(name))
+            reason = f"the floor has no tokens, only {', '.join(backbone.available())}"
+            yield name, Lacking("absent" if known else "unknown", reason)
         return
     for name in axis.values or backbone.representations if axis.name == "representation" else _layers(backbone, axis):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import pydantic
 
 from vitbench.errors import StoreError, UsageError
 from vitbench.records.atomic import slug, write_file, write_text
-from vitbench.records.schema import Record
+from vitbench.records.schema import SCHEMA_VERSION, Record
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -85,12 +86,35 @@ def read_record(path: Path) -> Record:
         StoreError: It is damaged, or of a schema that this version does not know.
     """
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if problem := _foreign(text):
+            raise StoreError(f"{path} {problem}")
+        return Record.model_validate_json(text)
     except (OSError, UnicodeDecodeError, pydantic.ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         raise StoreError(
             f"the record {path} cannot be read ({reason}); move it away and run the same command again to remake it"
         ) from error
+
+
+def _foreign(text: str) -> str:
+    """What a JSON text is, when it is something else than a damaged record of this schema; else empty."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return "" if text.lstrip().startswith("{") or not text.strip() else "is not a vitbench record"
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version is None:
+        return "is not a vitbench record"
+    newer = isinstance(version, int) and version > SCHEMA_VERSION
+    return (
+        ""
+        if version == SCHEMA_VERSION
+        else (
+            f"has the schema version {version}, and this vitbench reads {SCHEMA_VERSION}: "
+            f"{'upgrade vitbench' if newer else 'it was made by another program'}"
+        )
+    )
 
 
 def find_records(path: Path) -> list[Path]:

@@ -17,7 +17,6 @@ from vitbench.reporting import statistics
 from vitbench.reporting.ablation_table import CORRECTIONS, AblationReport, Correction, Row, Table, backbone_label
 from vitbench.reporting.hits import PAIRING_FIELDS, Hits, hits, shared_seeds
 from vitbench.reporting.labels import shot_label
-from vitbench.reporting.statistics import Interval
 
 _OF_FEATURES = ("representation", "layer")
 _UNPAIRED = {
@@ -133,7 +132,7 @@ def _task_rows(task: str, part: pd.DataFrame, subject: Subject, compared: str, r
             str(group["representation_provenance"].iloc[0]),
             _alias(group) if compared in _OF_FEATURES else "",
             score=float(group["score"].mean()),
-            interval=None if isinstance(mine, str) else _interval(mine),
+            interval=None if isinstance(mine, str) else statistics.combined_interval(mine.values),
             n_seeds=group["seed"].nunique(),
             n_images=int(group["n_test"].max()),
         )
@@ -148,11 +147,6 @@ def _task_rows(task: str, part: pd.DataFrame, subject: Subject, compared: str, r
             else:
                 rows.append(_compared(row, groups[reference], group, found[reference], mine))
     return rows
-
-
-def _interval(found: Hits) -> Interval | None:
-    """The interval of a score; None for the weighted hits of a mean over classes, whose single values are no fractions."""
-    return statistics.combined_interval(found.values) if found.values.max(initial=0.0) <= 1 else None
 
 
 def _hits(group: pd.DataFrame) -> Hits | str:

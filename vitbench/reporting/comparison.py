@@ -19,7 +19,7 @@ from vitbench.reporting import statistics
 from vitbench.reporting.hits import Hits, hits, shared_seeds
 from vitbench.reporting.labels import shot_label
 from vitbench.reporting.leaderboard import match_tasks
-from vitbench.reporting.pairing import Match, Unmatched, match_backbones, match_folders
+from vitbench.reporting.pairing import Match, Unmatched, match_backbones, match_folders, without_aliases
 from vitbench.reporting.selection import Filters, Measured, match_backbone, read_measured
 from vitbench.reporting.statistics import Comparison, Interval
 
@@ -213,7 +213,7 @@ def compare(
         UsageError: Nothing can be compared; the reasons are told.
     """
     pairs, lonely, broken, notes = [], list(unmatched), list(problems), []
-    for match in matches:
+    for match in without_aliases(matches):
         try:
             pairs.append(_pair(match))
         except StoreError as error:
@@ -290,19 +290,16 @@ def _pair(match: Match) -> Pair:
     said = [(_predictions(match.a, seed), _predictions(match.b, seed)) for seed in seeds]
     if not all(np.array_equal(x.row, y.row) and np.array_equal(x.label, y.label) for x, y in said):
         raise UsageError("the predictions are of other rows or labels of the test split")
-    right = one > 0, other > 0
-    scores = float(one.mean()), float(other.mean())
-    if match.metric == "mean_per_class_accuracy":
-        one, other = (statistics.per_class_values(values, said[0][0].label) for values in right)
-    tests = [statistics.mcnemar(other_right, one_right) for one_right, other_right in zip(*right, strict=True)]
+    # Right or wrong comes from the predictions: the values of a mean over classes may be above 0 for a wrong one.
+    tests = [statistics.mcnemar(y.hits, x.hits) for x, y in said]
     return Pair(
         subject=match.subject,
         task=match.task,
         setting=match.setting,
         shot=match.shot,
         metric=match.metric,
-        a=scores[0],
-        b=scores[1],
+        a=float(one.mean()),
+        b=float(other.mean()),
         difference=statistics.paired_difference(other, one),
         bootstrap=statistics.paired_bootstrap(other, one).p_value,
         mcnemar=together([test.p_value for test in tests]),
@@ -350,11 +347,14 @@ def _left_out(match: Match, seeds: Sequence[int]) -> Iterator[str]:
 
 
 def _adjusted(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    raw = [[pair.difference.p_value, pair.bootstrap, pair.mcnemar] for pair in pairs]
+    """The pairs with p-values adjusted for all comparisons; pairs of equal predictions ask nothing, and count as none."""
+    asked = [pair for pair in pairs if not pair.identical]
+    raw = [[pair.difference.p_value, pair.bootstrap, pair.mcnemar] for pair in asked]
     columns = [statistics.adjust(column, method="holm") for column in zip(*raw, strict=True)]
+    values = iter(zip(*columns, strict=True))
     return tuple(
-        replace(pair, adjusted=Adjusted(*map(float, values)))
-        for pair, values in zip(pairs, zip(*columns, strict=True), strict=True)
+        replace(pair, adjusted=Adjusted(*((1.0,) * 3 if pair.identical else map(float, next(values)))))
+        for pair in pairs
     )
 
 

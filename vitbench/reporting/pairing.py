@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -171,6 +172,40 @@ def match_folders(a: pd.DataFrame, b: pd.DataFrame) -> tuple[list[Match], list[U
     return _matched(a, b, _Rule(steps, "row"))
 
 
+def without_aliases(matches: Sequence[Match]) -> list[Match]:
+    """The matches but for those of a representation that equals another one, by construction, which is there itself."""
+    there = {_place(match, str(match.a["representation"].iloc[0])) for match in matches}
+    return [match for match in matches if _place(match, match.a["alias_of"].iloc[0]) not in there]
+
+
+def _place(match: Match, representation: object) -> tuple[object, ...]:
+    first = match.a.iloc[0]
+    return (
+        match.task,
+        match.setting,
+        match.shot,
+        first["backbone"],
+        first["preprocessing"],
+        first["dtype"],
+        representation,
+    )
+
+
+def _told_apart(matches: Sequence[Match]) -> list[Match]:
+    """Subjects that name one measurement each: those of a backbone with several dtypes, preprocessings or weights say which."""
+    found = list(matches)
+    for field in ("dtype", "preprocessing", "weights"):
+        seen = Counter((match.subject, match.setting, match.shot, match.task) for match in found)
+        doubtful = {key[0] for key, count in seen.items() if count > 1}
+        found = [
+            replace(match, subject=" ".join(filter(None, (match.subject, str(match.a[field].iloc[0])[:60]))))
+            if match.subject in doubtful
+            else match
+            for match in found
+        ]
+    return found
+
+
 def _matched(a: pd.DataFrame, b: pd.DataFrame, rule: _Rule) -> tuple[list[Match], list[Unmatched]]:
     """Pair in steps, from what has most in common to what has least; a step pairs only what has one partner."""
     every = _measurements(a), _measurements(b)
@@ -187,7 +222,10 @@ def _matched(a: pd.DataFrame, b: pd.DataFrame, rule: _Rule) -> tuple[list[Match]
     lonely = [_unmatched(part, every[1], other, "A", rule) for part in one]
     lonely += [_unmatched(part, every[0], one, "B", rule) for part in other]
     return (
-        sorted(matches, key=lambda match: (match.subject, match.setting, match.shot == 0, match.shot, match.task)),
+        sorted(
+            _told_apart(matches),
+            key=lambda match: (match.subject, match.setting, match.shot == 0, match.shot, match.task),
+        ),
         # What both sides say of each other is told once.
         sorted(dict.fromkeys(lonely), key=lambda entry: (entry.reason, entry.subject, entry.task, entry.shot)),
     )

@@ -23,6 +23,7 @@ from vitbench.reporting.site.tables import (
     models_table,
     number,
     protocol_text,
+    shortened,
     tasks_table,
     unique,
 )
@@ -262,7 +263,7 @@ def tasks_page(report: Report) -> Page:
         scores = own.groupby("cell")["score"].mean()
         first = own[own["cell"] == scores.idxmax()].iloc[0]
         about = f"{first['backbone']} · {first['representation']} · {shot_label(int(first['shot']))}"
-        best[str(task)] = Cell(f"{100 * scores.max():.1f}", href=measurement(first), aside=about)
+        best[str(task)] = Cell(f"{100 * scores.max():.1f}", href=measurement(first)), Cell(about)
     table = tasks_table(report.collection, titles, best)
     return Page("tasks.html", "Tasks", [Section("", [table])], area="Tasks")
 
@@ -293,9 +294,9 @@ def runs_page(report: Report) -> Page:
         rows.append(
             [
                 Cell(f"run {place + 1}", href=f"#run-{place + 1}"),
-                Cell(run.command, code=True),
+                Cell(shortened(run.command), code=True),
                 number(len(own)),
-                Cell(own["created"].min().replace("T", " ")[:16]),
+                Cell(_minute(own["created"].min())),
                 Cell(run.git_commit),
                 number(own["seconds"].sum(), f"{own['seconds'].sum():.1f}"),
             ]
@@ -307,7 +308,7 @@ def runs_page(report: Report) -> Page:
                 [
                     Cell(
                         f"{len(own):,}",
-                        aside=f"made {own['created'].min()[:16]} to {own['created'].max()[:16]} UTC".replace("T", " "),
+                        aside=f"made {_minute(own['created'].min())} to {_minute(own['created'].max())} UTC",
                     )
                 ],
             ),
@@ -317,16 +318,18 @@ def runs_page(report: Report) -> Page:
             ("evaluation", [Cell(f"{own['seconds'].sum():.1f} s", aside="without extraction of features")]),
         ]
         sections.append(Section(f"Run {place + 1}", [Facts(facts)], anchor=f"run-{place + 1}", folded=len(runs) > 3))
-    names = ("records", "begun (UTC)", "vitbench checkout", "evaluation s")
     columns = [
-        Column("run"),
-        Column("command"),
-        *(Column(name, numeric=name in ("records", "evaluation s")) for name in names),
+        *[Column("run"), Column("command"), Column("records", numeric=True), Column("begun (UTC)", whole=True)],
+        *[Column("vitbench checkout"), Column("evaluation s", numeric=True)],
     ]
     overview = Table("Runs: records that one command made with the same code on one machine", columns, rows)
     return Page(
         "runs.html", "Runs", [Section("", [overview]), *_noted(records), *_problems(report), *sections], area="Runs"
     )
+
+
+def _minute(created: str) -> str:
+    return created[:16].replace("T", " ")
 
 
 def _noted(records: pd.DataFrame) -> list[Section]:

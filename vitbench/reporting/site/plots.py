@@ -18,6 +18,7 @@ COLOURS = ("#3f7fd9", "#d97706", "#1f9d72", "#a66bd4", "#dc4c5a", "#1495ab", "#c
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 MOST_LINES = 10
+MOST_BANDS = 4
 MOST_NAMES = 6
 """Points of a front that are labelled in the plot: of more, the labels would lie on each other."""
 
@@ -75,7 +76,8 @@ def shots_plot(lines: Sequence[Line], caption: str, summary: str) -> Plot:
                 x=[*(x[place] for place in known), *(x[place] for place in reversed(known))],
                 y=[*(line.high[place] for place in known), *(line.low[place] for place in reversed(known))],
                 fill="toself",
-                fillcolor=_faded(colour),
+                # Many bands on each other would hide the lines.
+                fillcolor=_faded(colour, 0.16 if len(lines) <= MOST_BANDS else 0.1),
                 line={"width": 0, "color": colour},
                 mode="lines",
                 hoverinfo="skip",
@@ -289,6 +291,6 @@ def _between(low: float, high: float) -> str:
     return "" if low != low else f"[{low:.1f}, {high:.1f}]"
 
 
-def _faded(colour: str, strength: float = 0.16) -> str:
+def _faded(colour: str, strength: float) -> str:
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return f"rgba({red},{green},{blue},{strength})"

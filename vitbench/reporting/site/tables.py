@@ -165,13 +165,13 @@ def _score(value: float) -> str:
     return MISSING if pd.isna(value) else f"{value:.1f}"
 
 
-def tasks_table(collection: Collection, titles: Mapping[str, str], best: Mapping[str, Cell]) -> Table:
+def tasks_table(collection: Collection, titles: Mapping[str, str], best: Mapping[str, tuple[Cell, Cell]]) -> Table:
     """Every task that has records.
 
     Args:
         collection: The records.
         titles: Full name to title, where a task file is at hand.
-        best: Full name to the best score.
+        best: Full name to the best score and to whose it is.
     """
     rows = []
     for task, page in collection.tasks.items():
@@ -187,12 +187,12 @@ def tasks_table(collection: Collection, titles: Mapping[str, str], best: Mapping
                 Cell(percent(float(first["chance"]))),
                 number(own["model"].nunique()),
                 number(len(own)),
-                best.get(task, Cell(MISSING)),
+                *best.get(task, (Cell(MISSING), Cell(""))),
             ]
         )
     columns = [Column("task"), Column("title"), Column("images", choices=True)]
     names = ("classes", "test images", "chance %", "backbones", "records", "best score %")
-    return Table("Tasks", [*columns, *(Column(name, numeric=True) for name in names)], rows)
+    return Table("Tasks", [*columns, *(Column(name, numeric=True) for name in names), Column("whose")], rows)
 
 
 def models_table(collection: Collection, scores: Mapping[str, Cell], score_name: str) -> Table:
@@ -232,6 +232,11 @@ def millions(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{int(count)}"
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """`text`, its end cut off where it is longer than `most` letters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def unique(values: Sequence[object]) -> list[Cell]:

@@ -6,7 +6,10 @@ document.addEventListener("DOMContentLoaded", () => {
     element.append(...children);
     return element;
   };
-  const MANY_ROWS = 10, MANY_COLUMNS = 9, PAGE = 25;
+  const aimed = () => {
+    try { return document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return null; }
+  };
+  const MANY_ROWS = 12, MANY_COLUMNS = 9, PAGE = 25;
 
   document.querySelectorAll(".table").forEach((box, number) => {
     const table = box.querySelector("table");
@@ -117,7 +120,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
     // A link to a row on another page of the table, and paper: nothing may stay hidden then.
     const reveal = () => {
-      const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      const target = aimed();
       const row = target && target.closest("tr");
       if (!row || row.parentElement !== body) return;
       const place = shown.indexOf(row);
@@ -135,7 +138,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // A link into a folded part opens it.
   const open = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = aimed();
     const fold = target && target.closest("details");
     if (fold) { fold.open = true; target.scrollIntoView(); }
   };
