@@ -240,7 +240,7 @@ def test_damaged_records_and_missing_predictions_are_told(tmp_path: Path) -> Non
     text = Links((tmp_path / "report" / "index.html").read_text()).text
     assert paths[2].name in text.replace("​", "")
     assert "older.json" in text
-    assert "1 measurements have no interval over test images" in text
+    assert "1 measurement without an interval over test images" in text
     (page,) = (tmp_path / "report" / "records").rglob("*.html")
     assert "t interval over 2 seeds" in page.read_text()
     assert "are missing" in Links((tmp_path / "report" / "tasks" / "paper-cifar10.html").read_text()).text

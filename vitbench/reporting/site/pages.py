@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitbench.errors import UsageError, listed
+from vitbench.errors import UsageError
 from vitbench.reporting.boards import Leaderboard
 from vitbench.reporting.labels import ROW_LABELS, shot_label
 from vitbench.reporting.leaderboard import leaderboards
@@ -172,20 +173,19 @@ def board_pages(report: Report) -> Iterator[Page]:
         )
 
 
+_MOST_REASONS = 8
+
+
 def _problems(report: Report) -> list[Section]:
     lines = [*report.collection.problems, *report.without]
     blocks: list[Block] = [Lines(lines, "problem")] if lines else []
     if report.evidence.problems:
-        texts = list(dict.fromkeys(report.evidence.problems.values()))
-        blocks.append(
-            Lines(
-                [
-                    f"{len(report.evidence.problems)} measurements have no interval over test images and no comparison, because "
-                    f"their predictions cannot be used: {listed(texts, most=2)}"
-                ],
-                "warning",
-            )
-        )
+        counts = Counter(report.evidence.problems.values()).most_common(_MOST_REASONS)
+        told = [
+            f"{count} measurement{'s' if count > 1 else ''} without an interval over test images and without comparisons: {text}"
+            for text, count in counts
+        ]
+        blocks.append(Lines(told, "warning"))
     return [Section("What is wrong with these records", blocks, anchor="problems")] if blocks else []
 
 
