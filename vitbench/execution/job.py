@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import COMMON_REPRESENTATIONS, parse_representation
 from vitbench.errors import RepresentationError, StoreError, UsageError, VitbenchError, unknown
 from vitbench.execution.config import AUTO, TASK, RunConfig
+from vitbench.execution.recording import is_there, predictions_of, record_of, shown
 from vitbench.execution.reporter import Reporter
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.featureset import FeatureSet, IntArray
@@ -25,7 +25,7 @@ from vitbench.protocols import metrics
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
 from vitbench.records.identity import FEATURE_FIELDS, RECORD_FIELDS, identity, key
 from vitbench.records.provenance import provenance
-from vitbench.records.schema import Provenance, Record
+from vitbench.records.schema import Record
 from vitbench.records.store import ResultStore
 from vitbench.tasks import transforms
 from vitbench.tasks.task import Split, Task
@@ -149,11 +149,11 @@ def prepare(
         for name in names
         for cell in protocol.cells()
     }
-    shown = _shown(task, splits)
-    present = {pair for pair, value in identities.items() if _is_there(results, key(value), task)}
+    said = shown(task, splits)
+    present = {pair for pair, value in identities.items() if is_there(results, key(value), task)}
     own = {pair for pair in present if key(identities[pair]) in made}
     there = [results.read(key(identities[pair])) for pair in present]
-    refreshed = [record for record in there if record.task == task.name and record.model_copy(update=shown) != record]
+    refreshed = [record for record in there if record.task == task.name and record.model_copy(update=said) != record]
     names_there = {results.read(key(identities[pair])).task for pair in present}
     if present - own and config.on_existing == "error":
         raise UsageError(
@@ -199,7 +199,7 @@ def prepare(
         failures,
         notes,
         same_as,
-        [record.model_copy(update=shown) for record in refreshed],
+        [record.model_copy(update=said) for record in refreshed],
     )
 
 
@@ -339,87 +339,3 @@ def _test_rows(size: int, limit: int | None) -> IntArray:
     if limit is None:
         return np.arange(size, dtype=np.int64)
     return np.arange(limit, dtype=np.int64) * size // limit
-
-
-def record_of(job: Job, name: str, outcome: Outcome, test: FeatureSet, seconds: float, source: Provenance) -> Record:
-    """The record of one outcome.
-
-    Args:
-        job: The job, one of whose identities it is.
-        name: Canonical name of the representation.
-        outcome: What the protocol measured.
-        test: The features that were scored.
-        seconds: Time of the evaluation.
-        source: Where the record comes from.
-
-    Raises:
-        DataError: The task's metric is not defined on this outcome.
-    """
-    backbone, task, cell = job.backbone, job.task, outcome.cell
-    found = job.identities[name, cell]
-    return Record(
-        key=key(found),
-        identity=dict(found),
-        backbone=backbone.spec.text,
-        backbone_name=backbone_name(backbone),
-        representation=name,
-        representation_dim=backbone.dim(name),
-        representation_provenance=backbone.provenance(name),
-        alias_of=backbone.alias_of(name),
-        num_parameters=backbone.num_parameters,
-        task=task.name,
-        num_classes=task.num_classes,
-        **_shown(task, job.splits),
-        protocol=job.protocol.name,
-        protocol_label=job.protocol.label(),
-        parameters=job.protocol.parameters(),
-        shot=cell.shot,
-        seed=cell.seed,
-        limit=job.limit,
-        preprocessing=str(job.preprocessing),
-        dtype=backbone.dtype,
-        scores=_scores(task, outcome, test),
-        details=outcome.details,
-        warnings=list(outcome.warnings),
-        n_support=outcome.n_support,
-        n_test=outcome.n_test,
-        seconds=round(seconds, 4),
-        provenance=source,
-    )
-
-
-def _shown(task: Task, splits: Mapping[str, Split]) -> dict[str, Any]:
-    """What a record says of its task beside the identity: a task file may say it anew without another number coming of it."""
-    return {
-        "metric": task.spec.metric,
-        "chance": task.chance,
-        "splits": {role: split.name for role, split in splits.items()},
-        "source": task.source,
-        "deviations": list(task.deviations),
-        "synthetic": task.spec.synthetic,
-    }
-
-
-def _is_there(results: ResultStore, name: str, task: Task) -> bool:
-    """Whether a record is there with every score that the task asks for: one from before a metric was asked for is made again."""
-    if name not in results:
-        return False
-    scores = results.read(name).scores
-    return task.spec.metric in scores and (task.label_sets is None or "multilabel_hit" in scores)
-
-
-def _scores(task: Task, outcome: Outcome, test: FeatureSet) -> dict[str, float]:
-    label_sets = task.label_sets.take(test.rows) if task.label_sets is not None else None
-    found = metrics.scores(outcome.ranking, test.labels[test.rows], task.num_classes, label_sets)
-    metrics.required(task.spec.metric, found)
-    return found
-
-
-def predictions_of(outcome: Outcome, test: FeatureSet) -> dict[str, npt.NDArray[Any]]:
-    """The columns of an outcome's predictions table; see `vitbench.records.predictions`."""
-    columns: dict[str, npt.NDArray[Any]] = {
-        "row": test.rows,
-        "label": test.labels[test.rows],
-        "prediction": outcome.predictions,
-    }
-    return columns if outcome.confidence is None else columns | {"confidence": outcome.confidence.astype(np.float32)}

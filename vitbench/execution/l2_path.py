@@ -17,8 +17,9 @@ import torch
 from vitbench.backbones.base import Backbone
 from vitbench.errors import StoreError, UsageError, VitbenchError
 from vitbench.execution.config import RunConfig
-from vitbench.execution.job import Job, features_of, predictions_of, prepare, record_of, timed
+from vitbench.execution.job import Job, features_of, prepare, timed
 from vitbench.execution.local import LocalRun, PlannedJob, RunResult, planned_job
+from vitbench.execution.recording import predictions_of, record_of
 from vitbench.execution.reporter import Reporter
 from vitbench.features.featureset import FeatureSet
 from vitbench.hub import offline
