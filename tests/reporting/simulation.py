@@ -2,7 +2,7 @@
 
     python -m tests.reporting.simulation [DRAWS]
 
-prints the tables of `docs/statistics.md` (10,000 draws: about ten minutes).
+prints the tables of `docs/methodology.md` (10,000 draws: about ten minutes).
 
 An image has a difficulty, a support set an accuracy, and their meeting a rest; a prediction is right where their sum is above a
 threshold (a probit model). The share of the difficulty is what makes the seeds' hits on one image alike.

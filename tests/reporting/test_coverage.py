@@ -1,6 +1,6 @@
 """Intervals cover what they claim, and equals are found to differ as rarely as they should be: by simulation, with known truth.
 
-The whole tables, with 10,000 draws, are in `docs/statistics.md`; `simulation` makes them.
+The whole tables, with 10,000 draws, are in `docs/methodology.md`; `simulation` makes them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Statistics of scores: intervals, comparisons, calibration. Arrays in, numbers out.
 
 This is the front door: what compares two models lives in `paired`, calibration in `calibration`, the model behind the shown
-intervals in `two_way`. Every method is derived in `docs/statistics.md`.
+intervals in `two_way`. Every method is derived in `docs/methodology.md`.
 
 | question | function |
 |---|---|

@@ -1,6 +1,6 @@
 """How far a mean over seeds and test images may be off: both were drawn, and others could have been.
 
-The derivation is in `docs/statistics.md`; the short form stands at each function.
+The derivation is in `docs/methodology.md`; the short form stands at each function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vitbench.errors import DataError
 FloatArray = npt.NDArray[np.float64]
 
 SHARE_POWER = 1.5
-"""The exponent of the seeds' share in the critical value; chosen by simulation, see `docs/statistics.md`."""
+"""The exponent of the seeds' share in the critical value; chosen by simulation, see `docs/methodology.md`."""
 
 SMALLEST_P = 1e-100
 """Below this a p-value is given as 0. scipy's t quantiles are infinite or NaN for tails of 1e-200, and right for these."""

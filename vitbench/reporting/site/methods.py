@@ -73,5 +73,5 @@ def methods_page() -> Page:
         "A pooler with newly initialised weights is marked untrained wherever it is shown.",
     ]
     sections.append(Section("Rules", [Lines(rules)]))
-    lead = "The formulas are derived in vitbench's docs/methodology.md and docs/statistics.md."
+    lead = "The formulas are derived in vitbench's docs/methodology.md."
     return Page("methods.html", "Methods", sections, lead=lead, area="Methods")
