@@ -11,6 +11,7 @@ BACKBONES = Registry(
         "timm": "vitbench.backbones.timm:TimmBackbone",
         "hf": "vitbench.backbones.huggingface:HuggingFaceBackbone",
         "jax": "vitbench.backbones.jax_files:load_jax",
+        "demo": "vitbench.backbones.demo:DemoBackbone",
         "pixels": "vitbench.backbones.pixels:PixelsBackbone",
     },
 )

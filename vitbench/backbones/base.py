@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vitbench.backbones.classifier import Classifier
 from vitbench.backbones.spec import Atom, BackboneSpec, parse_representation, representation_name
 from vitbench.errors import RepresentationError, UsageError, nearest
 
@@ -58,6 +60,8 @@ class Backbone(ABC):
         weights_digest: sha256 over the loaded weights.
         num_parameters: Number of parameters of the loaded model.
         provenance_notes: Lines about the weights that a careful reader wants to see (ignored keys, resized embeddings).
+        files: Files, and folders with all files in them, that decided with the spec what was loaded; empty where something else
+            did too, such as what the hub has today. See `vitbench.features.remembered`.
         device: Where the model is.
         dtype: The dtype of the computation: `float32`, `bfloat16` or `float16` (the latter two by autocast).
         allow_untrained: Let representations with newly initialised weights through; they are refused otherwise.
@@ -80,6 +84,7 @@ class Backbone(ABC):
     weights_digest: str
     num_parameters: int = 0
     provenance_notes: Sequence[str] = ()
+    files: Sequence[Path] = ()
     device: torch.device = torch.device("cpu")
     dtype: str = "float32"
     allow_untrained: bool = False
@@ -118,6 +123,57 @@ class Backbone(ABC):
         for module in self.modules:
             module.to(self.device)
         return self
+
+    def initialise(self, seed: int) -> None:
+        """Draw every weight anew, in place, by the scheme of the architecture's own library; for training from scratch.
+
+        Equal seeds give equal weights, and the process's random numbers are as they were before.
+
+        Args:
+            seed: A whole number.
+
+        Raises:
+            UsageError: The backbone cannot be trained from scratch, or was not loaded with `from_scratch=True`.
+        """
+        raise UsageError(f"backbone '{self.spec.text}' cannot be trained from scratch")
+
+    def classifier(self) -> Classifier | None:
+        """The linear classifier that the checkpoint brings along, as it is stored; None where there is none.
+
+        Raises:
+            WeightsError: The file, which was loaded before, can no longer be read.
+        """
+        found = self._stored_classifier()
+        return found if isinstance(found, Classifier) else None
+
+    @property
+    def no_classifier(self) -> str:
+        """Why `classifier` gives None, as a clause; empty where it gives one."""
+        found = self._stored_classifier()
+        return "" if isinstance(found, Classifier) else found
+
+    def _stored_classifier(self) -> Classifier | str:
+        """The checkpoint's classifier, or a clause why there is none."""
+        return "it brings none along"
+
+    def save(self, folder: str | Path, head: Classifier | None = None, preprocessing: str = "") -> str:
+        """Write the weights as they are now, and a classifier on them, as a folder that its own library loads as well.
+
+        See `vitbench.backbones.saving`. The folder appears whole or not at all, in the place of one that was saved before.
+
+        Args:
+            folder: Where to.
+            head: The classifier, on any representation of this backbone; None for none.
+            preprocessing: How images were prepared, where that is not as the backbone's spec says.
+
+        Returns:
+            The backbone spec that loads it again, with representations equal to 1e-6.
+
+        Raises:
+            UsageError: The backbone has no weights to save, or the folder holds something else.
+            StoreError: The folder cannot be written.
+        """
+        raise UsageError(f"backbone '{self.spec.text}' has no weights that could be saved")
 
     def resolve(self, name: str) -> tuple[Atom, ...]:
         """The atoms of representation `name`, with layers counted from 0 and every atom checked against the model.
@@ -175,6 +231,23 @@ class Backbone(ABC):
         atoms = frozenset(atom for parts in wanted.values() for atom in parts)
         computed = self.encode_atoms(pixels, atoms)
         return {name: torch.cat([computed[atom] for atom in parts], dim=1) for name, parts in wanted.items()}
+
+    def differentiable(self, pixels: Tensor, name: str) -> Tensor:
+        """One representation with gradients, for training: no inference mode, and no autocast but the caller's.
+
+        Args:
+            pixels: `[N, 3, H, W]` float32 on `self.device`, preprocessed.
+            name: Representation name.
+
+        Returns:
+            `[N, D]` float32.
+
+        Raises:
+            RepresentationError: The model lacks it.
+        """
+        atoms = self.resolve(name)
+        computed = self._forward(pixels, frozenset(atoms))
+        return torch.cat([computed[atom].float() for atom in atoms], dim=1)
 
     def encode_atoms(self, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
         """As `encode`, for resolved atoms."""

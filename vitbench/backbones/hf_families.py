@@ -5,6 +5,7 @@ One row per `model_type`; every row was read in the source of transformers 5.23 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -167,6 +168,17 @@ def square_config(config: Any) -> Any:
         value = getattr(config, name, None)
         if isinstance(value, list | tuple) and len(set(value)) == 1:
             setattr(config, name, value[0])
+    return config
+
+
+def sized_config(config: Any, size: tuple[int, int]) -> Any:
+    """A copy of a config, for a model built for square images of `size` (height and width in pixels).
+
+    It is unchanged where images are not square, which not every family can be built for, or the config has no size.
+    """
+    config = copy.deepcopy(config)
+    if native_size(config) is not None and size[0] == size[1]:
+        config.image_size = size[0]
     return config
 
 

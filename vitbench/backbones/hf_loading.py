@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,18 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from vitbench.backbones.checkpoints import SAFETENSORS_SUFFIX, read_checkpoint, read_json
+from vitbench.backbones.from_scratch import seeded
 from vitbench.backbones.hf_families import Family, family_of, square_config
 from vitbench.backbones.spec import BackboneSpec
 from vitbench.errors import UsageError, VitbenchError, WeightsError, first_line, listed, nearest
 
 _CONFIG = "config.json"
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT = 10  # seconds for the one request that finds out whether the hub can be reached
 
 _POOLER_KEY = re.compile(r"(^|\.)pooler\.")
@@ -205,6 +208,14 @@ def load_config(source: Source, where: str) -> tuple[Family, Any]:
     return family, config
 
 
+def build(family: Family, config: Any, seed: int) -> nn.Module:
+    """A model without a checkpoint, initialised by transformers as its family is; float32, eval mode, no gradients."""
+    model_class = getattr(transformers, family.model_class)
+    with seeded(seed):
+        model: nn.Module = model_class(config)
+    return model.float().eval().requires_grad_(False)
+
+
 def load_weights(source: Source, family: Family, config: Any, where: str) -> Loaded:
     """Build the model and load every weight; only an untrained pooling layer may be missing.
 
@@ -243,6 +254,43 @@ def load_weights(source: Source, family: Family, config: Any, where: str) -> Loa
             f"{where}: the checkpoint has weights that the model of config.json lacks: {listed(strange)}"
         )
     return Loaded(model.eval().requires_grad_(False), tuple(missing), tuple(unexpected))
+
+
+def stored_tensors(source: Source, names: Collection[str]) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint, those that it has, in float32; only files that are already here are read.
+
+    Raises:
+        WeightsError: A file is damaged.
+    """
+
+    def find(name: str) -> Path | None:
+        if source.local:
+            path = Path(source.name) / name
+        else:
+            cached: Any = try_to_load_from_cache(source.name, name, revision=source.arguments["revision"])
+            path = Path(cached) if isinstance(cached, str) else Path()
+        return path if path.is_file() else None
+
+    for file in _WEIGHT_FILES:
+        if index := find(f"{file}.index.json"):
+            shards: dict[str, str] = read_json(index).get("weight_map", {})
+            files = sorted({shards[name] for name in names if name in shards})
+        else:
+            files = [file]
+        if paths := [path for part in files if (path := find(part))]:
+            found = [_some_tensors(path, names) for path in paths]
+            return {name: tensor.float() for part in found for name, tensor in part.items()}
+    return {}
+
+
+def _some_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    if path.suffix != SAFETENSORS_SUFFIX:
+        return {name: tensor for name, tensor in read_checkpoint(path).tensors.items() if name in names}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118, it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"'{path}' is damaged or incomplete ({first_line(error)}): fetch it again") from error
 
 
 def _unreadable(error: BaseException, source: Source) -> str:

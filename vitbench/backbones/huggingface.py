@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,20 +12,48 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from vitbench.backbones import hf_families
+from vitbench.backbones import from_scratch, hf_families
 from vitbench.backbones.base import Backbone, count_parameters, weights_digest
+from vitbench.backbones.checkpoints import read_json
+from vitbench.backbones.classifier import Classifier, make_classifier, read_head_file
 from vitbench.backbones.hf_families import Family
-from vitbench.backbones.hf_loading import Source, find_source, load_config, load_weights, quiet
+from vitbench.backbones.hf_loading import (
+    Loaded,
+    Source,
+    build,
+    find_source,
+    load_config,
+    load_weights,
+    quiet,
+    stored_tensors,
+)
+from vitbench.backbones.hf_positions import check_positions, resized_model
 from vitbench.backbones.hf_preprocessing import ImagePreprocessing, image_preprocessing
+from vitbench.backbones.positions import named_architecture
 from vitbench.backbones.spec import Atom, BackboneSpec
 from vitbench.errors import UsageError, first_line, listed
 
 _POOLER_SEED = 0
 _UNKNOWN_SIZE = (224, 224)
 
+_CLASSIFIER_READS = {
+    "vit": "cls",
+    "deit": "cls",
+    "dinov2": "cls+gap",
+    "dinov2_with_registers": "cls+gap",
+    "siglip_vision_model": "gap",
+    "swin": "gap",
+    "swinv2": "gap",
+    "convnext": "gap",
+    "convnextv2": "gap",
+    "resnet": "gap",
+    "bit": "gap",
+}
+"""What the `ForImageClassification` of a family classifies. CLIP's reads patch tokens before their norm, DINOv3 has none."""
+
 
 class HuggingFaceBackbone(Backbone):
-    """A vision model of transformers: `hf:org/name[@revision]` or `hf:./local/folder`, option `resolution`.
+    """A vision model of transformers: `hf:org/name[@revision]` or `hf:./local/folder`, options `resolution`, `positions`.
 
     Only safetensors, or PyTorch files without code (`weights_only`), are read, in float32; a checkpoint's own code is never
     run. The families, and what their outputs mean, are the table in `vitbench.backbones.hf_families`. `cls@L` and `gap@L` are
@@ -52,18 +81,31 @@ class HuggingFaceBackbone(Backbone):
             self._family, config = load_config(source, where)
             processing, problem = _preprocessing(source, spec, where)
             self.input_size = _input_size(self._family, config, spec, processing, where)
-            loaded = load_weights(source, self._family, config, where)
-        self._model: Any = loaded.model
+            if spec.initialise:
+                config = hf_families.sized_config(config, self.input_size)
+                loaded = Loaded(build(self._family, config, from_scratch.FIRST_SEED), (), ())
+            else:
+                loaded = load_weights(source, self._family, config, where)
+            model, aligned = loaded.model, ""
+            if spec.positions == "jax":
+                check_positions(self._family, config, self.input_size, where)
+                model, aligned = resized_model(model, self._family, config, self.input_size)
+        self._model: Any = model
+        self._source, self._ignored = source, loaded.ignored
+        if source.local and not spec.initialise:
+            self.files = (source.config.parent,)
         self._prefix = hf_families.prefix_tokens(self._family, config)
         self.layer_dims = hf_families.layer_dims(self._family, config)
         self.depth = len(self.layer_dims) - 1
         self.layer_poolings = ("cls", "gap") if self._family.prefix else ("gap",)
         self.representations = hf_families.representations(self._family, config, bool(loaded.untrained))
         self.architecture = hf_families.architecture(config)
+        if aligned:
+            self.architecture, config = named_architecture(self.architecture), self._model.config
         if loaded.untrained:
             _reset_pooler(self._model.pooler, config.initializer_range)
         with _without_pooler(self._model) if loaded.untrained else nullcontext():
-            self.weights_digest = weights_digest(self._model)
+            self.weights_digest = from_scratch.WEIGHTS_DIGEST if spec.initialise else weights_digest(self._model)
             self.num_parameters = count_parameters(self._model)
         # Where the checkpoint has no usable image processor, its own preprocessing is unknown and the spec names another.
         self.preprocessing = processing.text if processing else ""
@@ -72,18 +114,60 @@ class HuggingFaceBackbone(Backbone):
         resized = hf_families.resize_note(self._family, config, self.input_size)
         self._flags = hf_families.forward_flags(self._family, resized)
         newly = f"newly initialised, not in the checkpoint: {listed(loaded.untrained)}" if loaded.untrained else ""
+        scratch = from_scratch.NOTE if spec.initialise else ""
         unread = f"not read from the checkpoint: {listed(loaded.ignored)}" if loaded.ignored else ""
         unsized = (
             ""
             if processing or spec.resolution or hf_families.native_size(config)
             else "input size unknown, 224x224 assumed"
         )
-        self.provenance_notes = [note for note in (source.note, unread, newly, resized, problem, unsized) if note]
+        notes = (source.note, scratch, unread, newly, resized, aligned, problem, unsized)
+        self.provenance_notes = [note for note in notes if note]
 
     @property
     def modules(self) -> Sequence[nn.Module]:
         """The vision trunk."""
         return [self._model]
+
+    def initialise(self, seed: int) -> None:
+        """As `Backbone.initialise`, by transformers' own scheme for the family."""
+        from_scratch.check_initialised(self.spec)
+        with quiet():
+            from_scratch.copy_weights(self._model, build(self._family, self._model.config, seed))
+
+    def save(self, folder: str | Path, head: Classifier | None = None, preprocessing: str = "") -> str:
+        """As `Backbone.save`, as transformers' `save_pretrained` does."""
+        from vitbench.backbones.saving import save_huggingface
+
+        untrained = self.representations["pooler"].provenance == "untrained"
+        model_type = self._model.config.model_type
+        # SigLIP's classifier comes with the config of both its towers, of which this is one.
+        own = "" if model_type == "siglip_vision_model" else _CLASSIFIER_READS.get(model_type, "")
+        trunk = _without_pooler(self._model) if untrained else nullcontext()
+        return save_huggingface(self, Path(folder), head, preprocessing, own, trunk)
+
+    def _stored_classifier(self) -> Classifier | str:
+        if self.spec.initialise:
+            return "it is trained from scratch"
+        if self._source.local and (beside := read_head_file(Path(self._source.name))) is not None:
+            return beside
+        others = [name for name in self._ignored if re.fullmatch(r"\w+_classifier\.weight", name)]
+        if others:
+            return f"it has {len(others)} classifiers ({listed(others)})"
+        weight = next((name for name in self._ignored if re.fullmatch(r"classifier(\.\d+)?\.weight", name)), None)
+        if weight is None:
+            return "the checkpoint holds no classifier"
+        model_type = self._model.config.model_type
+        if model_type not in _CLASSIFIER_READS:
+            return f"what a classifier of {model_type} reads is none of its representations"
+        bias, reads = weight.replace(".weight", ".bias"), _CLASSIFIER_READS[model_type]
+        tensors = stored_tensors(self._source, {weight, bias})
+        labels = read_json(self._source.config).get("id2label") or {}
+        names = [str(labels[index]) for index in sorted(labels, key=int)]
+        if all(re.fullmatch(r"LABEL_\d+", name) for name in names):  # what transformers writes where nobody named them
+            names = []
+        where = f"{weight} of '{Path(self._source.name).name}'"
+        return make_classifier(reads, self.dim(reads), tensors.get(weight), tensors.get(bias), names, where)
 
     def _forward(self, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
         self._check_pixels(pixels)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isqrt
 from typing import Literal
 
 import torch
@@ -338,33 +337,3 @@ class JaxViT(nn.Module):
             self.map_head(tokens) if self.map_head is not None else self.pool(tokens, self.config.native_pooling)
         )
         return torch.tanh(self.pre_logits(pooled)) if self.pre_logits is not None else pooled
-
-
-def resize_positions(table: Tensor, grid: int, cls_has_position: bool) -> Tensor:
-    """Resize a position embedding to another grid as `vit_jax` and big_vision do.
-
-    They call `scipy.ndimage.zoom` with order 1, which maps the corners of one grid onto those of the other: bilinear
-    interpolation with `align_corners=True`, computed in float64. The CLS row is kept as it is.
-
-    Args:
-        table: `[1, rows, D]` float32, rows of a square grid row by row, after the CLS row where there is one.
-        grid: Patches per side of the result.
-        cls_has_position: Whether the first row is CLS's.
-
-    Returns:
-        `[1, cls_has_position + grid², D]` float32.
-    """
-    cls, patches = table[:, : int(cls_has_position)], table[:, int(cls_has_position) :]
-    side = isqrt(patches.shape[1])
-    old = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).double()
-    new = functional.interpolate(old, size=(grid, grid), mode="bilinear", align_corners=True)
-    return torch.cat([cls, new.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
-
-
-def scipy_zeroes_the_edge(old: int, new: int) -> bool:
-    """Whether `scipy.ndimage.zoom` sets the last row and column to 0 when it resizes `old` cells to `new`.
-
-    It samples at k * (old - 1) / (new - 1). Where the product for the last k rounds to more than old - 1, scipy takes the sample
-    to lie outside and fills in 0: a fault (for 24 to 42, or 32 to 16) that is not reproduced here.
-    """
-    return new > 1 and (new - 1) * ((old - 1) / (new - 1)) > old - 1

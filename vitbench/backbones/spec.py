@@ -10,7 +10,8 @@ from typing import NamedTuple
 from vitbench.errors import UsageError, unknown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-OPTION_KEYS = ("resolution", "dtype", "preprocess", "checkpoint")
+POSITIONS = ("library", "jax")
+OPTION_KEYS = ("resolution", "positions", "dtype", "preprocess", "checkpoint")
 MODEL_PREFIX = "model."
 COMMON_REPRESENTATIONS = ("cls", "gap", "pooler")
 """What every backbone names, if only to say why it lacks it."""
@@ -30,6 +31,9 @@ class BackboneSpec:
         preprocess: `auto` (the backbone's own), a preset's name, or a preprocessing string.
         checkpoint: A local weights file that takes the place of the pretrained ones; empty for none.
         model_options: The `model.KEY=VALUE` options, passed to the model's constructor (timm only), in order of key.
+        positions: How a table of position embeddings is resized to `resolution`, one of `POSITIONS`: `library` as timm and
+            transformers do (bicubic), `jax` as `vit_jax` does (bilinear, corners aligned). Empty: the adapter's own way.
+        initialise: Build the model without reading any weights, to train it from scratch. Set by `load_backbone`, not by users.
     """
 
     text: str
@@ -41,6 +45,8 @@ class BackboneSpec:
     preprocess: str = "auto"
     checkpoint: str = ""
     model_options: tuple[tuple[str, str], ...] = field(default=())
+    positions: str = ""
+    initialise: bool = False
 
     @property
     def label(self) -> str:
@@ -54,6 +60,7 @@ class BackboneSpec:
         """`label` with the options, paths cut to their last part."""
         options = [f"checkpoint={PurePath(self.checkpoint).name}"] if self.checkpoint else []
         options += [f"resolution={self.resolution}"] if self.resolution else []
+        options += [f"positions={self.positions}"] if self.positions else []
         options += [f"{MODEL_PREFIX}{key}={value}" for key, value in self.model_options]
         return ",".join([self.label, *options])
 
@@ -87,6 +94,9 @@ def parse_backbone_spec(text: str) -> BackboneSpec:
     dtype = values.get("dtype", "auto")
     if dtype not in DTYPES:
         raise unknown(f"dtype in backbone '{text}':", dtype, DTYPES)
+    positions = values.get("positions", "")
+    if positions and positions not in POSITIONS:
+        raise unknown(f"positions in backbone '{text}':", positions, POSITIONS)
     return BackboneSpec(
         text=text.strip(),
         kind=kind,
@@ -96,6 +106,7 @@ def parse_backbone_spec(text: str) -> BackboneSpec:
         dtype=dtype,
         preprocess=values.get("preprocess", "auto"),
         checkpoint=values.get("checkpoint", ""),
+        positions=positions,
         model_options=tuple(
             sorted(
                 (key.removeprefix(MODEL_PREFIX), value) for key, value in values.items() if key.startswith(MODEL_PREFIX)

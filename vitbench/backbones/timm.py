@@ -5,24 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
+from vitbench.backbones import from_scratch
 from vitbench.backbones.base import Backbone, Representation, count_parameters, weights_digest
 from vitbench.backbones.checkpoints import find_file
+from vitbench.backbones.classifier import Classifier, make_classifier, read_head_file
+from vitbench.backbones.positions import named_architecture
 from vitbench.backbones.spec import Atom, BackboneSpec
-from vitbench.backbones.timm_build import build, find_source
+from vitbench.backbones.timm_build import FOLDER_PREFIX, Source, build, find_source
 from vitbench.backbones.timm_heads import (
+    class_names,
     feature_stages,
+    find_linear_head,
     mean_of_patches,
     post_pool_norm,
     probe_pooler,
     random_features,
     read_layout,
 )
-from vitbench.backbones.timm_weights import Loaded, load_weights
+from vitbench.backbones.timm_positions import check_positions
+from vitbench.backbones.timm_weights import Loaded, load_weights, without_weights
 from vitbench.errors import RepresentationError, UsageError, WeightsError
 
 _data: Any = timm.data  # its re-exports are not typed
@@ -50,8 +57,8 @@ class TimmBackbone(Backbone):
 
     Args:
         spec: `timm:MODEL[.tag]`, `timm:hf-hub:ORG/NAME[@REVISION]` or `timm:local-dir:PATH`, with the options `resolution`,
-            `checkpoint=FILE` (in the place of the pretrained weights), `model.KEY=VALUE` (constructor arguments) and
-            `model.norm_eps=VALUE` (the eps of every LayerNorm).
+            `positions` (how position embeddings are resized to it), `checkpoint=FILE` (in the place of the pretrained weights),
+            `model.KEY=VALUE` (constructor arguments) and `model.norm_eps=VALUE` (the eps of every LayerNorm).
 
     Raises:
         UsageError: No such model, tag or option (the nearest are offered), or a value that the model cannot be built with.
@@ -62,25 +69,29 @@ class TimmBackbone(Backbone):
         self.spec = spec
         where = f"backbone '{spec.text}'"
         source = find_source(spec)
-        if spec.checkpoint:
-            path = find_file(spec.checkpoint, where)
-        elif source.pretrained is not None:
-            path = source.pretrained()
-        else:
-            raise WeightsError(
-                f"{where}: timm has no pretrained weights for '{source.create_name}', and an untrained model is not scored: "
-                "give weights by checkpoint=FILE, or another model or tag (timm.list_pretrained() has them all)"
-            )
+        path = None if spec.initialise else _weights_file(spec, source, where)
+        if spec.initialise and spec.checkpoint:
+            raise UsageError(f"{where}: from scratch no weights are read: drop checkpoint=")
         built = build(spec, source)
         self._model: Any = built.model
+        align = spec.positions == "jax"
+        if align:
+            check_positions(self._model, where)
         self._layout = read_layout(self._model)
         self.input_size = built.input_size
+        self._model_args = built.model_args
+        self._head = find_linear_head(self._model, self._layout, built.input_size)
         self._describe_pixels()
-        loaded = load_weights(built, self._layout, path)
+        loaded = without_weights(built) if path is None else load_weights(built, self._layout, path, align)
         self._model.requires_grad_(False)
-        self.architecture = built.architecture
+        self._weights_file, self._loaded = path, loaded
+        if path is not None:
+            folder = Path(source.create_name.removeprefix(FOLDER_PREFIX))
+            in_cache = path.parent.parent.name == "snapshots" and not spec.checkpoint
+            self.files = (path.parent if in_cache else path, *([folder] if folder.is_dir() else []))
+        self.architecture = named_architecture(built.architecture) if loaded.aligned else built.architecture
         self.provenance_notes = loaded.notes
-        self.weights_digest = weights_digest(self._model)
+        self.weights_digest = from_scratch.WEIGHTS_DIGEST if spec.initialise else weights_digest(self._model)
         self.num_parameters = count_parameters(self._model)
         self._describe_features(loaded)
 
@@ -88,6 +99,39 @@ class TimmBackbone(Backbone):
     def modules(self) -> Sequence[nn.Module]:
         """The one module that holds the weights, without a classifier."""
         return (self._model,)
+
+    def initialise(self, seed: int) -> None:
+        """As `Backbone.initialise`, by timm's own scheme for the model (a ViT's is chosen by `model.weight_init`)."""
+        from_scratch.check_initialised(self.spec)
+        built = build(self.spec, find_source(self.spec), seed)
+        without_weights(built)
+        from_scratch.copy_weights(self._model, built.model)
+
+    def save(self, folder: str | Path, head: Classifier | None = None, preprocessing: str = "") -> str:
+        """As `Backbone.save`, in timm's `local-dir:` layout."""
+        from vitbench.backbones.saving import save_timm
+
+        return save_timm(self, Path(folder), head, preprocessing, self._head, self._model_args)
+
+    def _stored_classifier(self) -> Classifier | str:
+        if self._weights_file is None:
+            return "it is trained from scratch"
+        name = self.spec.name
+        if name.startswith(FOLDER_PREFIX) and not self.spec.checkpoint:
+            beside = read_head_file(Path(name.removeprefix(FOLDER_PREFIX)).expanduser())
+            if beside is not None:
+                return beside
+        if self._loaded.no_classifier or (self._loaded.classifier and not self._head.name):
+            return self._loaded.no_classifier or self._head.reason
+        if self.representations["pooler"].provenance != "trained":
+            return "the checkpoint holds no classifier on a trained pooling"
+        weight, bias = (self._loaded.classifier.get(f"{self._head.name}.{part}") for part in ("weight", "bias"))
+        names, source = class_names(
+            self._weights_file, self._model.pretrained_cfg, 0 if weight is None else len(weight)
+        )
+        reads = self.representations["pooler"].alias_of or "pooler"
+        where = f"'{self._weights_file.name}', {self._head.name}{source}"
+        return make_classifier(reads, self.representations["pooler"].dim, weight, bias, names, where)
 
     def _describe_pixels(self) -> None:
         config = _data.resolve_model_data_config(self._model)
@@ -220,6 +264,17 @@ class TimmBackbone(Backbone):
             raise RepresentationError(
                 f"backbone '{self.spec.text}': its features ({got}) are not laid out as its family's are known to be"
             )
+
+
+def _weights_file(spec: BackboneSpec, source: Source, where: str) -> Path:
+    if spec.checkpoint:
+        return find_file(spec.checkpoint, where)
+    if source.pretrained is None:
+        raise WeightsError(
+            f"{where}: timm has no pretrained weights for '{source.create_name}', and an untrained model is not scored: "
+            "give weights by checkpoint=FILE, or another model or tag (timm.list_pretrained() has them all)"
+        )
+    return source.pretrained()
 
 
 @contextmanager

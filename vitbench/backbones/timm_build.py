@@ -20,6 +20,7 @@ from timm.models import _builder, get_arch_pretrained_cfgs, get_deprecated_model
 from torch import nn
 
 from vitbench.backbones.checkpoints import fetch_from_hub, find_file, read_json
+from vitbench.backbones.from_scratch import FIRST_SEED, seeded
 from vitbench.backbones.spec import BackboneSpec
 from vitbench.errors import UsageError, WeightsError, nearest, one_line, unknown
 
@@ -74,6 +75,7 @@ class Built:
         input_size: Height and width in pixels.
         filter_fn: timm's conversion of a checkpoint to this model (names, resized embeddings), or None.
         strict: Whether timm expects this model's pretrained weights to have no tensors beyond those of the model.
+        model_args: The options that it was built with, `norm_eps` among them.
     """
 
     model: Any
@@ -81,6 +83,7 @@ class Built:
     input_size: tuple[int, int]
     filter_fn: Callable[..., dict[str, Any]] | None
     strict: bool
+    model_args: dict[str, Any]
 
 
 def find_source(spec: BackboneSpec) -> Source:
@@ -187,10 +190,10 @@ def parse_option(text: str) -> Any:
         return text
 
 
-def build(spec: BackboneSpec, source: Source) -> Built:
+def build(spec: BackboneSpec, source: Source, seed: int = FIRST_SEED) -> Built:
     """Build the model of `source` with the spec's options, without its weights.
 
-    The random initialisation is seeded: what a checkpoint lacks and a user lets through is the same in every run.
+    The random initialisation, timm's own, is seeded: what a checkpoint lacks and a user lets through is the same in every run.
 
     Raises:
         UsageError: An option that the model does not take, or a value or resolution that it cannot be built with.
@@ -203,8 +206,7 @@ def build(spec: BackboneSpec, source: Source) -> Built:
     options = _sized(spec, source, given)
     constructor = {key: value for key, value in options.items() if key != NORM_EPS}
     try:
-        with _captured_loader() as calls, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with _captured_loader() as calls, seeded(seed):
             model: Any = timm.create_model(source.create_name, pretrained=True, **constructor)
     except Exception as error:
         if not constructor and not source.model_args:
@@ -222,6 +224,7 @@ def build(spec: BackboneSpec, source: Source) -> Built:
     size = size or (int(native[0]), int(native[1]))
     _check_patches(where, model, size)
     kept = {key: value for key, value in source.model_args.items() if key not in _OWN_OPTIONS} | options
+    model_args = dict(kept)
     if side := _pair(kept.pop("img_size", None)):
         kept["img_size"] = None if side == tuple(native) else side[0] if side[0] == side[1] else side
     arguments = ",".join(f"{key}={_canonical(value)}" for key, value in sorted(kept.items()) if value is not None)
@@ -231,6 +234,7 @@ def build(spec: BackboneSpec, source: Source) -> Built:
         input_size=size,
         filter_fn=call.get("filter_fn"),
         strict=bool(call.get("strict", True)),
+        model_args=model_args,
     )
 
 
@@ -272,7 +276,8 @@ def _sized(spec: BackboneSpec, source: Source, options: dict[str, Any]) -> dict[
     side = spec.resolution
     if _pair(options.get("img_size")) not in (None, (side, side)):
         raise UsageError(f"backbone '{spec.text}': resolution={side} and model.img_size={options['img_size']} disagree")
-    if options.get("dynamic_img_size") or options.get("use_naflex"):
+    built_with = source.model_args | options
+    if built_with.get("dynamic_img_size") or built_with.get("use_naflex"):
         return options
     if source.create_name.startswith(FOLDER_PREFIX):
         config = read_json(Path(source.create_name.removeprefix(FOLDER_PREFIX)) / "config.json")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+
+from vitbench.backbones.checkpoints import SAFETENSORS_SUFFIX
+from vitbench.backbones.classifier import imagenet_classes
+from vitbench.backbones.from_scratch import FIRST_SEED, seeded
 
 # Families whose features are patch tokens and nothing else, though they do not say so by `num_prefix_tokens`.
 _PATCH_TOKENS_ONLY = {"MlpMixer", "Twins", "EfficientFormer", "Hiera", "Levit"}
@@ -151,6 +158,88 @@ def remove_classifier(model: nn.Module, names: list[str]) -> None:
             continue
         if isinstance(getattr(owner, child, None), nn.Module):
             setattr(owner, child, nn.Identity().eval())
+
+
+def class_names(path: Path, config: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], str]:
+    """The names of a checkpoint's classes, and where they are from as the end of a line; empty where nobody knows them.
+
+    They are in the header of a file that `vitbench convert` wrote, or in the model's configuration. ImageNet's are known by
+    their number.
+
+    Args:
+        path: The checkpoint.
+        config: The model's `pretrained_cfg`.
+        count: Number of classes.
+    """
+    if path.suffix == SAFETENSORS_SUFFIX:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get("vitbench", "{}")
+        labels = json.loads(told).get("labels", [])
+        if labels and len(labels) == count:
+            return tuple(map(str, labels)), "; class names from its header"
+    names = config.get("label_names") or ()
+    if isinstance(names, list | tuple) and names and len(names) == count:
+        return tuple(map(str, names)), "; class names from the model's configuration"
+    known, subset = imagenet_classes(count)
+    return known, f"; taken for the classes of {subset}, which has {count:,}" if subset else ""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The classifier of a model, where it is one linear layer on the model's own pooling.
+
+    Attributes:
+        name: The module's name; empty where it is no such layer.
+        reason: Why it is none, as a clause; empty where it is.
+        convolution: Whether it is written as a 1x1 convolution.
+        bias: Whether it has a bias.
+    """
+
+    name: str
+    reason: str = ""
+    convolution: bool = False
+    bias: bool = True
+
+
+def find_linear_head(model: Any, layout: Layout, size: tuple[int, int]) -> LinearHead:
+    """Find out whether a model's logits are one linear layer on `forward_head(pre_logits=True)`, by running both.
+
+    To be called before `remove_classifier`: the classifier's weights are replaced by random numbers.
+
+    Args:
+        model: The model, as built, in eval mode. One that was built without a classifier gets one, to see where it goes.
+        layout: Its layout.
+        size: Height and width of its images in pixels.
+    """
+    names = classifier_names(model)
+    if len(names) != 1:
+        return LinearHead(
+            "", f"it has {len(names)} classifiers ({', '.join(names)})" if names else "its model has none"
+        )
+    (name,) = names
+    features = random_features(model, layout, size)
+    if features is None:
+        return LinearHead("", layout.opaque_reason)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        if layout.plain and isinstance(model.get_submodule(name), nn.Identity):
+            with seeded(FIRST_SEED):
+                model.reset_classifier(_PROBE_IMAGES)
+        layer: Any = model.get_submodule(name)
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            return LinearHead("", f"its classifier '{name}' is no linear layer but {type(layer).__name__}")
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.normal_(generator=generator)
+            logits = model.forward_head(features)
+            pooled = model.forward_head(features, pre_logits=True).flatten(1)
+            bias = 0.0 if layer.bias is None else layer.bias
+            expected = pooled @ layer.weight.flatten(1).T + bias
+    except _PROBE_ERRORS:
+        return LinearHead("", f"its classifier '{name}' does not read its pooled features alone")
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):
+        return LinearHead("", f"its classifier '{name}' does not read its pooled features alone")
+    return LinearHead(name, convolution=isinstance(layer, nn.Conv2d), bias=layer.bias is not None)
 
 
 def feature_stages(model: Any, layout: Layout) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitbench.backbones.checkpoints import read_checkpoint
+from vitbench.backbones.from_scratch import NOTE
 from vitbench.backbones.timm_build import Built
 from vitbench.backbones.timm_heads import (
     DensePooler,
@@ -23,6 +24,7 @@ from vitbench.backbones.timm_heads import (
     random_features,
     remove_classifier,
 )
+from vitbench.backbones.timm_positions import TABLE, aligned_corners
 from vitbench.errors import WeightsError, listed, one_line
 
 NPZ_SUFFIX = ".npz"
@@ -41,31 +43,40 @@ class Loaded:
         untrained_head: Tensors of the model's own pooling that the checkpoint lacks: they are newly initialised.
         notes: Lines for `Backbone.provenance_notes`.
         pooler: The dense pooler that the checkpoint brings along, now `model.pooler`, or None.
+        classifier: The tensors of the checkpoint's classifier, under the names that the model has for them.
+        no_classifier: Why a classifier of the checkpoint cannot be used, as a clause.
+        aligned: A line, also in `notes`, on each table of position embeddings that was resized as JAX does.
     """
 
     untrained_head: tuple[str, ...]
     notes: tuple[str, ...]
     pooler: DensePooler | None = None
+    classifier: Mapping[str, Tensor] = field(default_factory=dict)
+    no_classifier: str = ""
+    aligned: tuple[str, ...] = ()
 
 
-def load_weights(built: Built, layout: Layout, path: Path) -> Loaded:
+def load_weights(built: Built, layout: Layout, path: Path, align: bool = False) -> Loaded:
     """Load a weights file into a model, and take the model's classifier away.
 
     Args:
         built: The model, as built.
         layout: Its layout.
         path: A file for `read_checkpoint`, or a JAX `.npz` for a `VisionTransformer`.
+        align: Resize position embeddings as JAX does and not as timm does.
 
     Raises:
         WeightsError: The file cannot be read, or does not fit the model; the message names the tensors.
     """
     where = f"checkpoint '{path}' does not fit {built.architecture}"
     names = classifier_names(built.model)
-    if path.suffix == NPZ_SUFFIX:
-        remove_classifier(built.model, names)
-        loaded = Loaded((), _load_npz(built.model, path, where))
-    else:
-        loaded = _load_state(built, layout, path, names, where)
+    with aligned_corners(align) as aligned:
+        if path.suffix == NPZ_SUFFIX:
+            remove_classifier(built.model, names)
+            notes = _load_npz(built.model, path, where, aligned)
+            loaded = Loaded((), notes, None, *_npz_classifier(path, names))
+        else:
+            loaded = _load_state(built, layout, path, names, where, aligned)
     # Batch norm's counter of training steps decides nothing, and some files lack it: one value, so that digests agree.
     for name, buffer in built.model.named_buffers():
         if name.endswith(_COUNTER):
@@ -75,10 +86,18 @@ def load_weights(built: Built, layout: Layout, path: Path) -> Loaded:
         raise WeightsError(
             f"checkpoint '{path}' holds NaN in {listed(broken)}: the file is damaged, or training diverged"
         )
-    return loaded
+    return replace(loaded, aligned=tuple(aligned))
 
 
-def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str], where: str) -> Loaded:
+def without_weights(built: Built) -> Loaded:
+    """Take the classifier of a model away that keeps the weights it was initialised with, to train it from scratch."""
+    remove_classifier(built.model, classifier_names(built.model))
+    return Loaded((), (NOTE,))
+
+
+def _load_state(
+    built: Built, layout: Layout, path: Path, classifiers: list[str], where: str, aligned: list[str]
+) -> Loaded:
     checkpoint = read_checkpoint(path)
     model = built.model
     state = _filtered(built, checkpoint.tensors, where)
@@ -86,10 +105,12 @@ def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str]
         f"{name} {_shape(tensor)} resized to {_shape(state[name])} by timm's checkpoint filter"
         for name, tensor in checkpoint.tensors.items()
         if name in state and isinstance(state[name], Tensor) and state[name].shape != tensor.shape
+        if not (aligned and name == TABLE)
     ]
     if len(resized) > 1:
         resized = [f"{resized[0]}, and {len(resized) - 1} more"]
     ignored = [name for name in state if _under(name, classifiers)]
+    classifier = {name: state[name] for name in ignored if isinstance(state[name], Tensor)}
     state = {name: tensor for name, tensor in state.items() if not _under(name, classifiers)}
     remove_classifier(model, classifiers)
     pooler = _add_pooler(model, layout, state)
@@ -109,7 +130,7 @@ def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str]
     if missing or (unexpected and (built.strict or untrained)):
         raise WeightsError(_misfit(where, missing, unexpected))
     model.load_state_dict(state, strict=False)
-    notes = [*checkpoint.notes, *resized]
+    notes = [*checkpoint.notes, *resized, *aligned]
     if ignored:
         notes.append(f"the classifier is left in the file: {listed(ignored)}")
     if unexpected:
@@ -118,7 +139,7 @@ def _load_state(built: Built, layout: Layout, path: Path, classifiers: list[str]
         notes.append(
             f"the file lacks tensors of the model's own pooling, which are newly initialised: {listed(untrained)}"
         )
-    return Loaded(tuple(untrained), tuple(notes), pooler)
+    return Loaded(tuple(untrained), tuple(notes), pooler, classifier)
 
 
 def _add_pooler(model: Any, layout: Layout, state: Mapping[str, Any]) -> DensePooler | None:
@@ -162,7 +183,7 @@ def _misfit(where: str, missing: list[str], unexpected: list[str]) -> str:
     return f"{where}: {' and '.join(parts)}; {hint}"
 
 
-def _load_npz(model: Any, path: Path, where: str) -> tuple[str, ...]:
+def _load_npz(model: Any, path: Path, where: str, aligned: list[str]) -> tuple[str, ...]:
     """Load a JAX ViT by timm's own loader, and check afterwards what that loader does not.
 
     timm's loader says nothing of tensors that it does not set (a model with `global_pool='avg'` keeps its newly initialised
@@ -196,7 +217,7 @@ def _load_npz(model: Any, path: Path, where: str) -> tuple[str, ...]:
             f"{where}: timm's loader does not set {len(unset)} tensors ({listed(unset)}); "
             "the pooling or the norms differ: drop model.global_pool and model.fc_norm, or read the file by jax:"
         )
-    return _npz_notes(model, shapes)
+    return (*_npz_notes(model, shapes, bool(aligned)), *aligned)
 
 
 def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -207,6 +228,19 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise WeightsError(
             f"checkpoint '{path}' is no readable {NPZ_SUFFIX} file, truncated or damaged ({one_line(error)})"
         ) from error
+
+
+def _npz_classifier(path: Path, names: list[str]) -> tuple[dict[str, Tensor], str]:
+    """The file's classifier as tensors of the model's, or a clause why it is of no use to timm's model."""
+    with np.load(path, allow_pickle=False) as arrays:
+        root = next(root for root in _JAX_ROOTS if f"{root}embedding/kernel" in arrays.files)
+        if f"{root}head/kernel" not in arrays.files or len(names) != 1:
+            return {}, ""
+        if any(name.startswith(f"{root}pre_logits/") for name in arrays.files):
+            return {}, "the file's classifier reads its pre_logits layer, which timm leaves out (jax: has it)"
+        kernel, bias = arrays[f"{root}head/kernel"], arrays[f"{root}head/bias"]
+    tensors = {f"{names[0]}.weight": torch.from_numpy(kernel).T, f"{names[0]}.bias": torch.from_numpy(bias)}
+    return {name: tensor.float().contiguous() for name, tensor in tensors.items()}, ""
 
 
 def _unread_arrays(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -228,7 +262,7 @@ def _unread_arrays(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[st
     return unread
 
 
-def _npz_notes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def _npz_notes(model: Any, shapes: Mapping[str, tuple[int, ...]], aligned: bool) -> tuple[str, ...]:
     notes = []
     if any(name.startswith("pre_logits/") for name in shapes):
         notes.append(
@@ -238,9 +272,9 @@ def _npz_notes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
         notes.append("the classifier is left in the file: head/kernel, head/bias")
     notes += [
         f"{name} {list(shape)} resized to {_shape(model.pos_embed)} by timm's loader, bilinear without aligned corners "
-        "(JAX, and jax: here, align them)"
+        "(JAX, and jax: here, align them; so does positions=jax)"
         for name, shape in shapes.items()
-        if name.endswith("pos_embedding") and shape != tuple(model.pos_embed.shape)
+        if name.endswith("pos_embedding") and shape != tuple(model.pos_embed.shape) and not aligned
     ]
     return tuple(notes)
 

@@ -10,7 +10,15 @@ from vitbench.tasks import transforms
 AUTO = "auto"
 
 
-def load_backbone(spec: str, *, device: str = "auto", allow_untrained: bool = False) -> Backbone:
+def load_backbone(
+    spec: str,
+    *,
+    device: str = "auto",
+    allow_untrained: bool = False,
+    from_scratch: bool = False,
+    resolution: int | None = None,
+    positions: str | None = None,
+) -> Backbone:
     """Load the backbone that `spec` names, ready to encode.
 
     Args:
@@ -18,6 +26,10 @@ def load_backbone(spec: str, *, device: str = "auto", allow_untrained: bool = Fa
             `hf:google/vit-base-patch16-224-in21k@main`, `jax:B_16.npz,resolution=384`, `pixels`.
         device: `auto` (CUDA, else Apple's GPU, else the CPU) or a torch device.
         allow_untrained: Let representations with newly initialised weights be encoded.
+        from_scratch: Build the model without reading weights, which need not exist, to train it: every representation counts as
+            trained, and `Backbone.initialise` draws the weights by a seed.
+        resolution: Side of the square input in pixels, as the spec's option; None for what the spec says.
+        positions: How position embeddings are resized, `library` or `jax`, as the spec's option; None for what the spec says.
 
     Returns:
         The backbone. Its `preprocessing` is the model's own, or what `preprocess=` in the spec asks for, as a full string.
@@ -26,7 +38,14 @@ def load_backbone(spec: str, *, device: str = "auto", allow_untrained: bool = Fa
         UsageError: The spec cannot be read, or names something that does not exist (the nearest names are offered).
         WeightsError: The weights are missing, damaged, or do not fit the model.
     """
-    backbone = load.load_backbone(spec, device=device, allow_untrained=allow_untrained)
+    backbone = load.load_backbone(
+        spec,
+        device=device,
+        allow_untrained=allow_untrained,
+        from_scratch=from_scratch,
+        resolution=resolution,
+        positions=positions,
+    )
     if backbone.spec.preprocess != AUTO:
         backbone.preprocessing = str(preprocessing_of(backbone))
     return backbone
