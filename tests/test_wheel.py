@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_the_wheel_carries(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in [*ROOT.glob("tasks/**/*.yaml"), *ROOT.glob("results/published/*.csv")]:
+    for path in [*ROOT.glob("tasks/**/*.yaml"), *ROOT.glob("recipes/**/*.*"), *ROOT.glob("results/published/*.csv")]:
         relative = path.relative_to(ROOT).as_posix().replace("results/published", "published")
         assert f"vitbench/_bundled/{relative}" in names
     assert "vitbench/py.typed" in names

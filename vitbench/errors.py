@@ -34,6 +34,18 @@ class StoreError(VitbenchError):
     """Something could not be written to, or read back from, the output folder."""
 
 
+class StoppedError(VitbenchError):
+    """The process was asked to end, by a signal; what had been done is saved, and the same command goes on from there.
+
+    Attributes:
+        status: The exit status that tells it: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, status: int = 130) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line of a message, at most 200 characters; an exception's type where it has no message."""
     lines = str(error).strip().splitlines()

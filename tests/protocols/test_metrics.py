@@ -35,8 +35,10 @@ def test_by_hand() -> None:
         "accuracy": 2 / 5,
         "top5_accuracy": 3 / 5,
         "mean_per_class_accuracy": (1 + 0 + 0 + 1 / 2) / 4,
+        # 2 TP / (images + predictions): of class 0 one image and two predictions, of class 3 two images and one prediction.
+        "macro_f1": (2 / 3 + 0 + 0 + 2 / 3) / 4,
     }
-    assert list(found) == ["accuracy", "top5_accuracy", "mean_per_class_accuracy"]
+    assert list(found) == ["accuracy", "top5_accuracy", "mean_per_class_accuracy", "macro_f1"]
     assert all(type(value) is float for value in found.values())
 
 
@@ -160,8 +162,22 @@ def test_what_does_not_fit_is_an_error(ranking: Any, labels: Any, sets: Any, mes
     assert "\n" not in str(caught.value)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(2, 12))
+def test_macro_f1_is_the_mean_of_each_class_by_itself(seed: int, rows: int, num_classes: int) -> None:
+    _, ranking, labels = draw(seed, rows, num_classes)
+    each = []
+    for label in np.unique(labels):
+        right = np.sum((ranking[:, 0] == label) & (labels == label))
+        each.append(2 * right / (np.sum(ranking[:, 0] == label) + np.sum(labels == label)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a class that is never predicted is no reason to warn: its F1 is 0
+        found = metrics.scores(ranking, labels, num_classes)["macro_f1"]
+    assert found == pytest.approx(np.mean(each), rel=1e-12)
+
+
 def test_every_metric_that_a_task_file_can_name_is_known() -> None:
-    assert set(metrics.NEEDS) == set(get_args(Metric))
+    assert set(metrics.NEEDS) == {*get_args(Metric), "macro_f1"}, "a guess has no macro F1 that K alone tells"
     assert set(metrics.scores(RANKING, LABELS, 6, LabelSets.of(LABELS[:, None]))) == set(metrics.NEEDS)
 
 
@@ -196,8 +212,9 @@ def test_check_knows_before_the_run_what_will_be_missing() -> None:
 def test_check_says_what_is_left_out() -> None:
     assert metrics.check("accuracy", LABELS, 6) == []
     assert metrics.check("mean_per_class_accuracy", LABELS, 4) == []
-    (line,) = metrics.check("mean_per_class_accuracy", LABELS, 6)
-    assert line == "2 of 6 classes have no test image: the mean over classes leaves them out"
+    for metric in ("mean_per_class_accuracy", "macro_f1"):
+        (line,) = metrics.check(metric, LABELS, 6)
+        assert line == "2 of 6 classes have no test image: the mean over classes leaves them out"
     assert metrics.check("multilabel_hit", LABELS, 6, LabelSets.of(LABELS[:, None])) == []
     (line,) = metrics.check("multilabel_hit", LABELS, 6, LabelSets.of([[], [1], [], [2], [3]]))
     assert line == "2 of 5 test images have no right label: multilabel_hit leaves them out"

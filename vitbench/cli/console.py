@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vitbench.execution.reporter import Reporter
+from vitbench.execution.reporter import Advance, Reporter
+
+PLAIN_SECONDS = 30.0
+"""Between two lines on work that lasts, where there is no terminal to draw a bar on."""
 
 PIPED_WIDTH = 240
 """Columns when the output is no terminal: a table in a file must not be cut to 80."""
@@ -80,8 +84,8 @@ class ConsoleReporter(Reporter):
         self._console.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
     @contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A progress bar with rate and time left; without a terminal one line at the end."""
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """A progress bar with rate and time left; without a terminal a line every half minute or so, and one at the end."""
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -92,7 +96,7 @@ class ConsoleReporter(Reporter):
         )
 
         if not total:
-            yield lambda done: None
+            yield lambda done, text="": None
             return
         columns = (
             TextColumn("{task.description}"),
@@ -106,10 +110,23 @@ class ConsoleReporter(Reporter):
         with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
             task = progress.add_task(escape(label), total=total, rate="")
 
-            def advance(done: int) -> None:
+            said = time.monotonic()
+
+            def advance(done: int, text: str = "") -> None:
+                nonlocal said
                 progress.advance(task, done)
                 speed = progress.tasks[0].speed
-                progress.update(task, rate=f"{speed:,.1f}/s" if speed else "")
+                progress.update(task, rate=text or (f"{speed:,.1f}/s" if speed else ""))
+                now = time.monotonic()
+                if not self._console.is_terminal and now - said > PLAIN_SECONDS:
+                    said, state = now, progress.tasks[0]
+                    left = state.time_remaining
+                    told = [
+                        f"{int(state.completed):,} of {total:,} {unit}",
+                        text,
+                        f"{left / 60:,.0f} min left" if left else "",
+                    ]
+                    self.line(f"{label}: {' · '.join(filter(None, told))}")
 
             yield advance
             elapsed = progress.tasks[0].elapsed or 0.0

@@ -23,11 +23,13 @@ def _complete_kind(incomplete: str) -> list[str]:
 def ls(
     kind: Annotated[
         str,
-        typer.Argument(help="tasks, suites, backbones, protocols or representations", autocompletion=_complete_kind),
+        typer.Argument(
+            help="tasks, suites, backbones, protocols, recipes or representations", autocompletion=_complete_kind
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List tasks, suites, backbones, protocols or representations."""
+    """List tasks, suites, backbones, protocols, recipes or representations."""
     from vitbench.cli.console import print_rows
     from vitbench.reporting.listing import listing
 

@@ -14,6 +14,7 @@ from vitbench.cli import (
     ablate,
     analyze,
     audit,
+    cache,
     compare,
     convert,
     cost,
@@ -30,7 +31,7 @@ from vitbench.cli import (
     show,
     why,
 )
-from vitbench.errors import VitbenchError, first_line
+from vitbench.errors import StoppedError, VitbenchError, first_line
 
 app = typer.Typer(
     name="vitbench",
@@ -58,6 +59,7 @@ app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("why", epilog=why.EXAMPLES)(why.why)
 app.command("replay", epilog=replay.EXAMPLES)(replay.replay)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.add_typer(cache.app, name="cache")
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
@@ -86,6 +88,8 @@ def main() -> None:
         status = app(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
+    except StoppedError as stopped:
+        _stop(str(stopped), stopped.status)
     except VitbenchError as error:
         _stop(str(error), 2)
     except typer.Abort:

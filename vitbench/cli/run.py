@@ -12,6 +12,10 @@ from vitbench.cli.completion import complete_backbone, complete_task
 
 if TYPE_CHECKING:
     from vitbench.execution.config import RunConfig
+    from vitbench.features.profile import Profile
+
+FINETUNING = "Fine-tuning"
+EPISODES = "Episodes and nearest neighbours"
 
 EXAMPLES = """Examples:
 
@@ -23,6 +27,12 @@ EXAMPLES = """Examples:
 `vitbench run --backbone jax:ViT-B_16.npz --tasks imagefolder:./shoes --l2 loo`
 
 `vitbench run --backbone hf:google/vit-base-patch16-224-in21k --suite vtab --tune`
+
+`vitbench run --backbone hf:facebook/dinov2-small --tasks cifar100 --protocol knn --k 1,5,20`
+
+`vitbench run --backbone hf:google/vit-base-patch16-224-in21k --tasks cifar100 --recipe paper --set learning_rate=0.03`
+
+`vitbench run --tasks imagefolder:./birds --protocol episodes --way 5 --shot 1,5 --queries 15 --episodes 600`
 """
 
 
@@ -57,7 +67,9 @@ def run(
         ),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol; see `vitbench ls protocols`.")] = None,
-    shots: Annotated[list[str] | None, typer.Option(help="Images per class, such as 1,5,10,25.")] = None,
+    shots: Annotated[
+        list[str] | None, typer.Option("--shots", "--shot", help="Images per class, such as 1,5,10,25.")
+    ] = None,
     seeds: Annotated[
         list[str] | None, typer.Option(help="A number of seeds (3 is 0,1,2), or a list such as 0,7.")
     ] = None,
@@ -67,14 +79,58 @@ def run(
             help="paper (1024), loo (leave-one-out on what is learned from), a number; ridge also takes validation."
         ),
     ] = None,
+    way: Annotated[int | None, typer.Option(help="Classes of an episode.", rich_help_panel=EPISODES)] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Images of each class that an episode classifies.", rich_help_panel=EPISODES)
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(help="How many episodes are drawn.", rich_help_panel=EPISODES)] = None,
+    k: Annotated[
+        list[str] | None,
+        typer.Option("--k", help="Neighbours that vote, such as 1,5,20 (protocol knn).", rich_help_panel=EPISODES),
+    ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose l2 on the task's tuning splits (VTAB: train800 and val200).")
+        bool,
+        typer.Option(
+            "--tune", help="Choose l2 (ridge) or a recipe of the grid (finetune) on images that are never the test's."
+        ),
     ] = False,
     option: Annotated[
-        list[str] | None, typer.Option("--set", help="Another option of the protocol, KEY=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Another option of the protocol, or a field of the recipe, KEY=VALUE; repeatable."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="How to fine-tune: a name (`vitbench ls recipes`) or a YAML file; implies --protocol finetune.",
+            rich_help_panel=FINETUNING,
+        ),
+    ] = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Updates between checkpoints, beside the minutes.", rich_help_panel=FINETUNING)
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Minutes between checkpoints; 10.", rich_help_panel=FINETUNING)
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(help="Checkpoints that are kept while it trains; 2.", rich_help_panel=FINETUNING)
+    ] = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tracker",
+            help="tensorboard, wandb, mlflow or none; TensorBoard where it is installed.",
+            rich_help_panel=FINETUNING,
+        ),
+    ] = None,
+    save_models: Annotated[
+        bool | None,
+        typer.Option("--save-models/--no-save-models", help="Keep the trained weights.", rich_help_panel=FINETUNING),
     ] = None,
     preprocess: Annotated[
-        str | None, typer.Option(help="auto, task, bigvision_fewshot, vit_jax, vtab, or a preprocessing string.")
+        str | None,
+        typer.Option(
+            help="auto, task, bigvision_fewshot, bigvision_transfer, vit_jax, vtab, or a preprocessing string."
+        ),
     ] = None,
     train_split: Annotated[
         str | None, typer.Option(help="Learn from this split, such as train800 or 'train[:90%]'.")
@@ -92,9 +148,15 @@ def run(
         bool | None, typer.Option("--offline", help="Use only what has been fetched; ask the hub nothing.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    features_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--features-dtype", help="float32, or float16: half the feature store; kept apart from float32 results."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Images per forward pass, or auto.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images; in training processes.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Score only this many test images; kept apart from full results.")
     ] = None,
@@ -106,16 +168,23 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder; results/runs if not given.")] = None,
     config: Annotated[Path | None, typer.Option(help="A run written as YAML; the options here override it.")] = None,
+    profile: Annotated[
+        bool | None,
+        typer.Option(
+            "--profile", help="Print where the time went, stage by stage, and write a trace below OUT/profile."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no leaderboard.")] = False,
 ) -> None:
     """Score backbones on tasks: frozen features in one pass, few-shot by closed-form ridge, records, a leaderboard.
 
-    What is already there is used again, so the same command goes on after an interruption. Without options it runs the
-    built-in baseline, which needs no network.
+    What is already there is used again, so the same command goes on after an interruption. Without options it scores the
+    demo backbone and the pixels on the built-in tasks, which needs no network.
     """
     resolved = configuration(locals())
     from vitbench.cli.console import ConsoleReporter, console, print_rows
+    from vitbench.errors import StoppedError
     from vitbench.execution.local import execute
     from vitbench.execution.reporter import Reporter
     from vitbench.records.provenance import command_line
@@ -123,6 +192,9 @@ def run(
     reporter = Reporter() if quiet else ConsoleReporter()
     try:
         result = execute(resolved, reporter, command_line(), dry_run=dry_run)
+    except StoppedError as stopped:
+        console(stderr=True).print(str(stopped), markup=False, soft_wrap=True)
+        raise typer.Exit(stopped.status) from None
     except KeyboardInterrupt:
         console(stderr=True).print("interrupted: run the same command again to go on from here")
         raise typer.Exit(130) from None
@@ -137,9 +209,34 @@ def run(
         console().print(
             f"{result.written} records written, {there} there already, in {resolved.out / 'records'}", soft_wrap=True
         )
+    if result.profile is not None:
+        _print_profile(result.profile, result.trace)
     if result.failures:
         print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
         raise typer.Exit(1 if result.planned else 2)
+
+
+def _print_profile(profile: Profile, trace: Path | None) -> None:
+    """The table by stage, and where the trace is."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from vitbench.cli.console import console
+
+    table = Table("stage", box=SIMPLE_HEAD)
+    for name in ("calls", "seconds", "share", "images/s"):
+        table.add_column(name, justify="right")
+    for row in profile.rows():
+        rate = "" if row.images_per_second is None else f"{row.images_per_second:,.1f}"
+        table.add_row(
+            row.stage, f"{row.calls:,}" if row.calls else "", f"{row.seconds:,.3f}", f"{100 * row.share:.1f} %", rate
+        )
+    console().print(table)
+    console().print(
+        f"of {profile.seconds:,.2f} s; read, decode and transform run in threads of their own, beside the rest. "
+        f"The trace is in {trace}: open it in Perfetto, or a browser's tracing page",
+        soft_wrap=True,
+    )
 
 
 def configuration(parameters: Mapping[str, Any]) -> RunConfig:
@@ -151,11 +248,17 @@ def configuration(parameters: Mapping[str, Any]) -> RunConfig:
     from vitbench.execution.config import RunConfig, join_specs, make_config, split_list
 
     refuse_empty(parameters)
-    chosen = {name: ",".join(parameters[name] or []) for name in ("shots", "seeds")} | {"l2": parameters["l2"]}
+    chosen = {name: ",".join(parameters[name] or []) for name in ("shots", "seeds", "k")}
+    chosen |= {name: parameters[name] for name in ("l2", "way", "queries", "episodes")}
     options: dict[str, Any] = dict(key_value(text) for text in parameters["option"] or [])
-    options |= {name: value for name, value in chosen.items() if value}
+    options |= {name: value for name, value in chosen.items() if value not in (None, "")}
     options |= {"tune": True} if parameters["tune"] else {}
-    lists = {name: split_list(parameters[name]) for name in ("tasks", "representations") if parameters[name]}
+    if parameters["recipe"]:
+        options["recipe"] = parameters["recipe"]
+        parameters = {**parameters, "protocol": parameters["protocol"] or "finetune"}
+    lists = {
+        name: split_list(parameters[name]) for name in ("tasks", "representations", "trackers") if parameters[name]
+    }
     plain = {name: value for name, value in parameters.items() if name in {*RunConfig.model_fields, "suite"}}
     values = {
         **plain,

@@ -1,4 +1,4 @@
-"""`vitbench show`: everything about one task or one backbone."""
+"""`vitbench show`: everything about one task, one backbone or one recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import typer
 from vitbench.cli.completion import complete_backbone, complete_task
 
 app = typer.Typer(
-    help="Show everything about one task or one backbone.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Show everything about one task, one backbone or one recipe.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -37,3 +39,16 @@ def backbone(
     from vitbench.reporting.listing import backbone_fields
 
     print_fields(backbone_fields(spec), as_json)
+
+
+@app.command(epilog="Example: `vitbench show recipe paper --task cifar10`")
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name or file.")],
+    task: Annotated[str, typer.Option(help="Show the recipe as it is for this task.")] = "",
+    as_json: Json = False,
+) -> None:
+    """What a recipe says: every field that decides a number. Nothing is trained."""
+    from vitbench.cli.console import print_fields
+    from vitbench.reporting.listing import recipe_fields
+
+    print_fields(recipe_fields(name, task), as_json)

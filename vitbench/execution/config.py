@@ -52,9 +52,9 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbones: tuple[str, ...] = Field(
-        ("pixels",), min_length=1, description="backbone specs, KIND:NAME[@REVISION][,key=value…]"
+        ("demo", "pixels"), min_length=1, description="backbone specs, KIND:NAME[@REVISION][,key=value…]"
     )
-    tasks: tuple[str, ...] = Field(("builtin/digits",), min_length=1, description="task names, suites, globs, files")
+    tasks: tuple[str, ...] = Field(("builtin",), min_length=1, description="task names, suites, globs, files")
     representations: tuple[str, ...] = Field(
         (AUTO,),
         min_length=1,
@@ -75,6 +75,10 @@ class RunConfig(BaseModel):
         AUTO, description="auto (the backbone's own), task (the task's reference), a preset, or a preprocessing string"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = AUTO  # type: ignore[assignment]
+    features_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="what features are kept as; float16 halves the store, and its records are records of their own",
+    )
     device: str = Field(AUTO, description="auto, cpu, cuda, cuda:1, mps")
     batch_size: int | None = Field(
         None, ge=1, description="images per forward pass; null (auto) backs off when memory runs out"
@@ -86,12 +90,23 @@ class RunConfig(BaseModel):
         None, ge=1, description="score only this many test images; such records never mix with full ones"
     )
     allow_untrained: bool = Field(False, description="score newly initialised weights too, marked as untrained")
+    checkpoint_steps: int = Field(
+        0, ge=0, description="updates between the checkpoints of a training; 0 goes by minutes alone"
+    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between the checkpoints of a training")
+    keep_checkpoints: int = Field(2, ge=1, description="how many checkpoints of a training are kept while it lasts")
+    trackers: tuple[Literal["auto", "none", "tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("auto",),
+        description="where a training is logged beside its history; auto is TensorBoard where it is installed",
+    )
+    save_models: bool = Field(True, description="keep the weights that a training ends with, below models/")
+    profile: bool = Field(False, description="write a trace of where the time goes below profile/")
     on_existing: Literal["skip", "rerun", "error"] = Field(
         "skip", description="what to do with records that are there already"
     )
     out: Path = Field(DEFAULT_OUT, description="output folder")
 
-    @field_validator("tasks", "representations", mode="before")
+    @field_validator("tasks", "representations", "trackers", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
         return split_list(value) if isinstance(value, str) else value

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitbench.backbones.base import Backbone
-from vitbench.backbones.spec import COMMON_REPRESENTATIONS, parse_representation
+from vitbench.backbones.spec import COMMON_REPRESENTATIONS, parse_backbone_spec, parse_representation
 from vitbench.errors import RepresentationError, StoreError, UsageError, VitbenchError, unknown
 from vitbench.execution.config import AUTO, TASK, RunConfig
 from vitbench.execution.recording import is_there, predictions_of, record_of, shown
@@ -19,6 +19,8 @@ from vitbench.execution.reporter import Reporter
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.features.load import backbone_name, load_backbone, preprocessing_of
+from vitbench.features.profile import stage
+from vitbench.features.remembered import recall
 from vitbench.features.store import FeatureStore
 from vitbench.features.view import rows_of_bases, split_features
 from vitbench.protocols import metrics
@@ -93,12 +95,41 @@ class Job:
         }
 
 
-def load_for(spec: str, config: RunConfig) -> Backbone:
+def load_for(spec: str, config: RunConfig, protocol: Protocol) -> Backbone:
     """The backbone of a spec on the device and in the dtype of a run's configuration; the spec's own dtype goes first."""
-    backbone = load_backbone(spec, device=config.device, allow_untrained=config.allow_untrained)
+    backbone = load_backbone(
+        spec, device=config.device, allow_untrained=config.allow_untrained, **_loading(spec, protocol)
+    )
     if backbone.spec.dtype == AUTO:
         backbone.to(backbone.device, config.dtype)
     return backbone
+
+
+def recall_for(spec: str, config: RunConfig) -> Backbone | None:
+    """As `load_for`, what is remembered of the backbone, without its weights; None where nothing is."""
+    backbone = recall(spec, device=config.device, allow_untrained=config.allow_untrained)
+    if backbone is not None and backbone.spec.dtype == AUTO:
+        backbone.to(backbone.device, config.dtype)
+    return backbone
+
+
+def _loading(spec: str, protocol: Protocol) -> dict[str, Any]:
+    """How the protocol wants the backbone loaded; `pixels`, which has nothing to train, is told so later.
+
+    Raises:
+        UsageError: The spec asks for another resolution or other position embeddings than the protocol.
+    """
+    asked, loading = parse_backbone_spec(spec), dict(protocol.loading)
+    if asked.kind == "pixels":
+        return {}
+    for name in ("resolution", "positions"):
+        own = getattr(asked, name)
+        if name in loading and own not in (None, "", "library", loading[name]):
+            raise UsageError(
+                f"backbone '{spec}' asks for {name}={own}, and protocol '{protocol.name}' for {loading[name]}: leave one out, or "
+                f"make them equal (--set {name}={own})"
+            )
+    return loading
 
 
 def prepare(
@@ -123,15 +154,17 @@ def prepare(
         UsageError: No representation that was asked for exists, the preprocessing does not fit, or records exist and
             `on_existing` is `error`.
     """
-    names, failures = _representations(config, backbone)
-    preprocessing = preprocessing_of(backbone, _preprocess(config, task))
+    protocol = protocol.bind(backbone, task)
+    names, failures = _representations(config, backbone, protocol)
+    preprocessing = preprocessing_of(backbone, _preprocess(config, task, protocol))
     train, test = task.train, task.test
-    tuning = _tuning_splits(task, protocol)
+    tuning = {} if protocol.trains else _tuning_splits(task, protocol)
     splits = {"train": train, "test": test, **tuning}
     limit = config.limit if config.limit is not None and config.limit < len(test) else None
     common = {
         "architecture": backbone.architecture,
         "dtype": backbone.dtype,
+        "features_dtype": config.features_dtype,
         "preprocessing": str(preprocessing),
         "weights": backbone.weights_digest,
     }
@@ -139,17 +172,18 @@ def prepare(
         "limit": limit,
         "num_classes": task.num_classes,
         "parameters": protocol.parameters()
+        | protocol.fingerprints()
         | {f"{role}_fingerprint": part.fingerprint for role, part in tuning.items()},
         "protocol": protocol.name,
         "test_fingerprint": test.fingerprint,
         "train_fingerprint": train.fingerprint,
     }
     identities = {
-        (name, cell): identity(RECORD_FIELDS, shared | {"representation": name, "seed": cell.seed, "shot": cell.shot})
+        (name, cell): identity(RECORD_FIELDS, shared | _of_cell(shared, cell) | {"representation": name})
         for name in names
         for cell in protocol.cells()
     }
-    said = shown(task, splits)
+    said = shown(task, splits, protocol)
     present = {pair for pair, value in identities.items() if is_there(results, key(value), task)}
     own = {pair for pair in present if key(identities[pair]) in made}
     there = [results.read(key(identities[pair])) for pair in present]
@@ -215,6 +249,10 @@ def carry_out(
         DataError: An image is broken.
         StoreError: Something cannot be written; what was written before is intact.
     """
+    if job.protocol.trains:
+        from vitbench.execution.training import carry_out_training
+
+        return carry_out_training(job, config, results, reporter, command)
     made: set[str] = set()
     failures: list[str] = []
     for old in job.refreshed:
@@ -233,8 +271,10 @@ def carry_out(
                         features["train"], features["test"], name, job.task.num_classes, cells, tuning
                     )
                 ):
-                    record = record_of(job, name, outcome, features["test"], seconds, source)
-                    results.write(record, predictions_of(outcome, features["test"]))
+                    with stage("score"):
+                        record = record_of(job, name, outcome, features["test"], seconds, source)
+                    with stage("write"):
+                        results.write(record, predictions_of(outcome, features["test"]))
                     made.add(record.key)
                     advance(1)
             except StoreError:
@@ -246,10 +286,14 @@ def carry_out(
 
 def timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
     """Each outcome with the seconds that it took to come."""
-    started = time.perf_counter()
-    for outcome in outcomes:
-        yield outcome, time.perf_counter() - started
+    coming = iter(outcomes)
+    while True:
         started = time.perf_counter()
+        with stage("solve"):
+            outcome = next(coming, None)
+        if outcome is None:
+            return
+        yield outcome, time.perf_counter() - started
 
 
 def features_of(job: Job, config: RunConfig, reporter: Reporter) -> dict[str, FeatureSet]:
@@ -272,8 +316,15 @@ def _extract(job: Job, split: Split, rows: IntArray, config: RunConfig, reporter
         return feature_set(job.backbone, split, job.preprocessing, list(job.wanted), rows, store, options)
 
 
-def _preprocess(config: RunConfig, task: Task) -> str:
-    """The preprocessing that is asked for; `task` is what the task file names."""
+def _of_cell(shared: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """The fields of an identity in which the cells of one protocol differ."""
+    return {"parameters": shared["parameters"] | dict(cell.parameters), "seed": cell.seed, "shot": cell.shot}
+
+
+def _preprocess(config: RunConfig, task: Task, protocol: Protocol) -> str:
+    """The preprocessing that is asked for, by the user before the protocol; `task` is what the task file names."""
+    if config.preprocess == AUTO:
+        return protocol.preprocess
     if config.preprocess != TASK:
         return config.preprocess
     if not task.spec.preprocess:
@@ -308,10 +359,16 @@ def _notes(task: Task, labels: IntArray) -> list[str]:
     return [*(f"accepted: {line}" for line in task.deviations), *scored, *unverified, *synthetic]
 
 
-def _representations(config: RunConfig, backbone: Backbone) -> tuple[list[str], list[str]]:
-    """Canonical names of what is to be scored, and a line for each representation that the backbone lacks."""
+def _representations(config: RunConfig, backbone: Backbone, protocol: Protocol) -> tuple[list[str], list[str]]:
+    """Canonical names of what is to be scored, and a line for each representation that the backbone lacks.
+
+    What is not said is all that the backbone has; for a protocol that trains, where each is a training of its own, the
+    first: the class token where there is one, without the pooler's dense layer, as the reference drops `pre_logits`.
+    """
+    if config.representations == (AUTO,) and protocol.reads:
+        return [backbone.canonical(protocol.reads)], []
     if config.representations == (AUTO,):
-        return backbone.available(), []
+        return backbone.available()[: 1 if protocol.trains else None], []
     if backbone.is_floor:
         for name in config.representations:
             for atom in parse_representation(name) if name != AUTO else ():

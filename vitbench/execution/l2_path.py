@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -77,6 +78,8 @@ def penalised(protocol: Protocol) -> Penalised:
 
 class _PathRun(LocalRun):
     """A run whose jobs are carried out for all penalties at once."""
+
+    recalls: ClassVar[bool] = False
 
     def __init__(
         self,

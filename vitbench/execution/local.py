@@ -6,16 +6,22 @@ import gc
 import hashlib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
 
 from vitbench.backbones import BACKBONES
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec, parse_representation
-from vitbench.errors import UsageError, VitbenchError, first_line
+from vitbench.errors import StoppedError, UsageError, VitbenchError, first_line
 from vitbench.execution.config import TASK, RunConfig
-from vitbench.execution.job import Job, carry_out, load_for, prepare
+from vitbench.execution.job import Job, carry_out, load_for, prepare, recall_for
 from vitbench.execution.reporter import Reporter
+from vitbench.features.profile import Profile, recording, stage
+from vitbench.features.remembered import remember
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Protocol
@@ -25,6 +31,7 @@ from vitbench.tasks import transforms
 from vitbench.tasks.catalog import expand_tasks, load_task
 from vitbench.tasks.splits import parse
 from vitbench.tasks.task import Task
+from vitbench.training import processes
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class RunResult:
         planned: The plan, a line per job that could be prepared.
         failures: What could not be done, a line each.
         first_error: The first failure that a user can mend, as an exception; None when there was none.
+        profile: Where the time went, if that was asked for.
+        trace: The file that the profile was written to.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -67,6 +76,8 @@ class RunResult:
     planned: list[PlannedJob] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     first_error: VitbenchError | None = None
+    profile: Profile | None = None
+    trace: Path | None = None
 
 
 def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: bool = False) -> RunResult:
@@ -79,6 +90,7 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
         dry_run: Prepare every job, write nothing, and stop.
 
     Raises:
+        StoppedError: A training was asked to end; its state is saved.
         UsageError: A name cannot be meant (nothing has been done then).
         StoreError: The output folder cannot be written to (nothing has been done then).
     """
@@ -96,20 +108,49 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
     for split in (config.train_split, config.test_split):
         if split:
             parse(split)
+    if processes.count() > 1:
+        processes.join(cpu=config.device == "cpu" or not torch.cuda.is_available())
+        if not processes.is_main():
+            return _beside_the_main_process(config, protocol, command, task_names)
     if not dry_run:
         check_writable(config.out)
         sweep(config.out / "records")
         config.save()
     run = LocalRun(config, protocol, reporter, command, dry_run)
-    with offline() if config.offline else nullcontext():
-        tasks = list(run.load_tasks(task_names))
+    profile = Profile() if config.profile and not dry_run else None
+    with recording(profile), offline() if config.offline else nullcontext():
+        with stage("prepare"):
+            tasks = list(run.load_tasks(task_names))
         for spec in config.backbones if tasks else ():
             run.backbone(spec, tasks)
+    if profile is not None:
+        run.result.profile, run.result.trace = profile, profile.save(config.out / "profile")
     return run.result
+
+
+def _beside_the_main_process(config: RunConfig, protocol: Protocol, command: str, task_names: list[str]) -> RunResult:
+    """What a process does that shares the trainings of a run: no more than that, and in silence.
+
+    Raises:
+        SystemExit: A training was asked to end, which the main process tells.
+    """
+    if protocol.trains:
+        run = LocalRun(config, protocol, Reporter(), command, dry_run=False)
+        with offline() if config.offline else nullcontext():
+            tasks = list(run.load_tasks(task_names))
+            for spec in config.backbones if tasks else ():
+                try:
+                    run.backbone(spec, tasks)
+                except StoppedError as stopped:
+                    raise SystemExit(stopped.status) from None
+    return RunResult()
 
 
 class LocalRun:
     """One run under way: what failed and what was done."""
+
+    recalls: ClassVar[bool] = True
+    """Whether a backbone need not be loaded where `prepare` says that every record is there."""
 
     def __init__(self, config: RunConfig, protocol: Protocol, reporter: Reporter, command: str, dry_run: bool) -> None:
         self.config, self.protocol, self.reporter = config, protocol, reporter
@@ -125,19 +166,52 @@ class LocalRun:
                 yield load_task(name, self.config.task_options)
 
     def backbone(self, spec: str, tasks: list[Task]) -> None:
-        """Every job of one backbone, which is loaded once and released afterwards."""
+        """Every job of one backbone, which is loaded once and released afterwards; not at all where every record is there."""
+        known = self._remembered(spec)
+        tasks = [task for task in tasks if known is None or not self._all_there(known, task)]
+        if not tasks:
+            return
         backbone: Backbone | None = None
-        with self._failing_alone(""):
-            backbone = load_for(spec, self.config)
+        with self._failing_alone(""), stage("load"):
+            backbone = load_for(spec, self.config, self.protocol)
         if backbone is not None:
+            if not self.protocol.loading:
+                remember(backbone)
             for task in tasks:
                 with self._failing_alone(f"{backbone.spec.label} on {task.name}: "):
                     self._job(backbone, task)
         del backbone
         gc.collect()
 
+    def _remembered(self, spec: str) -> Backbone | None:
+        """What the backbone of a spec was when it was last loaded, where that suffices to say which records are there."""
+        protocol = self.protocol
+        if not self.recalls or protocol.trains or protocol.loading or type(protocol).bind is not Protocol.bind:
+            return None
+        with suppress(VitbenchError):  # loading it tells what is wrong
+            return recall_for(spec, self.config)
+        return None
+
+    def _all_there(self, backbone: Backbone, task: Task) -> bool:
+        """Whether a job has nothing to embed or score; it is carried out then."""
+        try:
+            with stage("prepare"):
+                job = prepare(self.config, backbone, task, self.protocol, self.results, self.made)
+        except Exception:  # whatever it is, it comes again with the loaded backbone, and is told then
+            return False
+        if job.records_wanted or job.failures:
+            return False
+        with self._failing_alone(f"{backbone.spec.label} on {task.name}: "):
+            self._prepared(job)
+        return True
+
     def _job(self, backbone: Backbone, task: Task) -> None:
-        job = prepare(self.config, backbone, task, self.protocol, self.results, self.made)
+        with stage("prepare"):
+            job = prepare(self.config, backbone, task, self.protocol, self.results, self.made)
+        self._prepared(job)
+
+    def _prepared(self, job: Job) -> None:
+        task = job.task
         planned = planned_job(job)
         for failure in job.failures:
             self._fail(failure, None)
@@ -161,10 +235,18 @@ class LocalRun:
         """An error inside is noted, and the rest of the run goes on."""
         try:
             yield
-        except VitbenchError as error:
+        except StoppedError:
+            raise
+        except Exception as error:
+            if processes.count() > 1:
+                raise  # the other processes wait for this one: they can only end with it
+            self._note(where, error)
+
+    def _note(self, where: str, error: Exception) -> None:
+        if isinstance(error, VitbenchError):
             told = any(f"'{name}'" in str(error) for name in self.config.backbones)
             self._fail(str(error) if told else f"{where}{error}", error)
-        except Exception as error:
+        else:
             # A bug, or a device that gave up: this job is lost, the others need not be, and the traceback is kept.
             self._fail(f"{where}{self._keep_traceback(error)}", None)
 
@@ -188,7 +270,14 @@ class LocalRun:
 
 def planned_job(job: Job) -> PlannedJob:
     """A job as a line of the plan."""
-    missing = sum(job.images_missing().values())
+    if job.protocol.trains:
+        from vitbench.execution.training import training_images
+
+        missing = training_images(job)
+        cached = 0
+    else:
+        missing = sum(job.images_missing().values())
+        cached = sum(map(len, job.stored_rows.values())) - missing
     return PlannedJob(
         backbone=job.backbone.spec.text,
         task=job.task.name,
@@ -196,5 +285,5 @@ def planned_job(job: Job) -> PlannedJob:
         records=len(job.identities),
         present=len(job.identities) - job.records_wanted,
         images=missing,
-        cached=sum(map(len, job.stored_rows.values())) - missing,
+        cached=cached,
     )

@@ -17,6 +17,7 @@ import numpy as np
 from vitbench.errors import StoreError, UsageError, VitbenchError, listed, unknown
 from vitbench.execution.config import RunConfig, make_config
 from vitbench.execution.job import Job, carry_out, load_for, prepare
+from vitbench.execution.recording import cell_of
 from vitbench.execution.reporter import Reporter
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
@@ -36,6 +37,7 @@ _MEANINGS = {
     "weights": "other weights: the content of the checkpoint is not the same",
     "preprocessing": "the images are prepared in another way",
     "dtype": "the forward pass is computed in another dtype",
+    "features_dtype": "the features are kept in another dtype",
     "representation": "another representation",
     "protocol": "another protocol",
     "shot": "another shot",
@@ -123,7 +125,8 @@ class StoredRecord:
     def title(self) -> str:
         """What was measured, on one line."""
         record = self.record
-        shot = f"{record.shot}-shot, seed {record.seed}" if record.shot else f"all train images, seed {record.seed}"
+        learned = "all train images" if record.n_support else "no training"
+        shot = f"{record.shot}-shot, seed {record.seed}" if record.shot else f"{learned}, seed {record.seed}"
         limit = f", {record.limit} test images" if record.limit is not None else ""
         where = f"{record.backbone} · {record.representation} · {record.task}"
         return f"{where} · {record.protocol}, {record.protocol_label} · {shot}{limit}"
@@ -220,9 +223,16 @@ def record_config(found: StoredRecord, changes: Mapping[str, Any]) -> RunConfig:
         "task_data": task_data(config, task) if config else {},
         "representations": [record.representation],
         "protocol": record.protocol,
-        "options": _options(record),
+        "options": PROTOCOLS.load(record.protocol).options_of(
+            record.parameters, record.details, Cell(record.shot, record.seed)
+        ),
+        # A training is the same to the bit only where as many images go through at once; its weights are there already.
+        "batch_size": record.details.get("images_at_once"),
+        "trackers": ("none",),
+        "save_models": False,
         "preprocess": record.preprocessing,
         "dtype": record.dtype,
+        "features_dtype": record.features_dtype,
         "limit": record.limit,
         "train_split": record.splits.get("train", ""),
         "test_split": record.splits.get("test", ""),
@@ -242,19 +252,6 @@ def task_data(config: RunConfig, task: str) -> dict[str, str]:
         except VitbenchError:
             continue
     return found
-
-
-def _options(record: Record) -> dict[str, Any]:
-    """The options of the protocol that give the record's one cell and its parameters.
-
-    The identity's parameters hold more than options (constants of the solver), so a field of the protocol is what counts.
-    """
-    kind = PROTOCOLS.load(record.protocol)
-    cell = {"shots": [record.shot], "seeds": [record.seed], "shot": record.shot, "seed": record.seed}
-    names = (
-        {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {*record.parameters}
-    )
-    return {name: value for name, value in {**record.parameters, **cell}.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -349,12 +346,12 @@ def _one_cell(record: Record, config: RunConfig, results: ResultStore) -> Job:
     protocol = PROTOCOLS.load(config.protocol).from_options(config.options)
     try:
         task = load_task(config.tasks[0], config.task_options)
-        backbone = load_for(config.backbones[0], config)
+        backbone = load_for(config.backbones[0], config, protocol)
         job = prepare(config, backbone, task, protocol, results)
     except VitbenchError as error:
         raise type(error)(f"the record {record.key} cannot be run again: {error} ({MOVED})") from error
-    cell = Cell(record.shot, record.seed)
-    if (record.representation, cell) not in job.identities:
+    cell = cell_of(record, (cell for name, cell in job.identities if name == record.representation))
+    if cell is None:
         raise UsageError(
             f"the record {record.key} cannot be run again: protocol '{record.protocol}' makes no outcome of "
             f"'{record.representation}' for shot {record.shot} and seed {record.seed} today"

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """What `Reporter.track` gives."""
+
+    def __call__(self, done: int, text: str = "") -> None:
+        """Say how many units have been done since, and how it goes."""
 
 
 class Reporter:
@@ -16,6 +24,10 @@ class Reporter:
         """Something that the user should look at."""
 
     @contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Follow work of `total` units; the function that is given is called with the number of units done since."""
-        yield lambda done: None
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Follow work of `total` units.
+
+        The function that is given is called with the number of units done since, and with a short text on how it goes, where
+        there is one.
+        """
+        yield lambda done, text="": None

@@ -37,8 +37,8 @@ def run(
     failure is a warning, and all of them are in `frame.attrs["failures"]`.
 
     Args:
-        backbones: Backbone specs; the `pixels` baseline if not given.
-        tasks: Task names, suites, globs, files or `imagefolder:PATH`; `builtin/digits` if not given.
+        backbones: Backbone specs; `demo` and the `pixels` baseline if not given.
+        tasks: Task names, suites, globs, files or `imagefolder:PATH`; the built-in suite if not given.
         representations: Representation names; every trained one that a backbone has if not given.
         protocol: Name of the protocol; `fewshot` if not given.
         shots: Images per class in the support set.

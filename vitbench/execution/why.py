@@ -16,6 +16,7 @@ from vitbench.backbones.spec import parse_backbone_spec
 from vitbench.errors import StoreError, VitbenchError
 from vitbench.execution.config import RunConfig, make_config
 from vitbench.execution.job import Job, load_for, prepare
+from vitbench.execution.recording import cell_of
 from vitbench.execution.replay import (
     MOVED,
     Difference,
@@ -29,7 +30,7 @@ from vitbench.execution.replay import (
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Cell
-from vitbench.records.identity import RECORD_FIELDS, canonical_json, key
+from vitbench.records.identity import DEFAULTS, RECORD_FIELDS, canonical_json, key
 from vitbench.records.schema import Record
 from vitbench.records.store import ResultStore, read_record
 from vitbench.tasks.catalog import expand_tasks, load_task
@@ -39,7 +40,7 @@ Loaded = TypeVar("Loaded")
 
 _COORDINATES = ("representation", "shot", "seed")
 
-_FIELDS = (*RECORD_FIELDS, "identity_version")
+_FIELDS = (*RECORD_FIELDS, *DEFAULTS, "identity_version")
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def why_record(found: StoredRecord, changes: Mapping[str, Any] | None = None) ->
         except VitbenchError as error:
             problems.append(error)
             continue
-        now = job.identities.get((record.representation, Cell(record.shot, record.seed)))
-        if now is not None:
+        cell = cell_of(record, (cell for name, cell in job.identities if name == record.representation))
+        if cell is not None:
+            now = job.identities[record.representation, cell]
             answers.append(RecordAnswer(found, path, differences(record.identity, now), _notes(record, job)))
             if not answers[-1].differences:
                 break
@@ -254,10 +256,10 @@ class _Opened:
             asked = f"{task_name} {config.task_options}"
             if asked not in self._tasks:
                 self._tasks[asked] = _attempt(lambda: load_task(task_name, config.task_options))
-            place = f"{spec} {config.device} {config.dtype} {config.allow_untrained}"
+            place = f"{spec} {config.device} {config.dtype} {config.allow_untrained} {dict(protocol.loading)}"
             if self._backbone is None or self._backbone[0] != place:
                 self._backbone = None  # or two would be in memory at once
-                self._backbone = (place, _attempt(lambda: load_for(spec, config)))
+                self._backbone = (place, _attempt(lambda: load_for(spec, config, protocol)))
             task, backbone = self._tasks[asked], self._backbone[1]
             for loaded in (task, backbone):
                 if isinstance(loaded, VitbenchError):

@@ -5,9 +5,12 @@
 | `accuracy` | share of test images whose first class is their label | |
 | `top5_accuracy` | share whose label is among the first five | fewer than 5 classes |
 | `mean_per_class_accuracy` | accuracy within each class that has a test image, averaged over these classes | |
+| `macro_f1` | F1 = 2·TP / (2·TP + FP + FN) of each class that has a test image, averaged over these classes | |
 | `multilabel_hit` | share whose first class is one of their right labels, of the images that have any | no label sets |
 
-`multilabel_hit` is big_vision's rule for ImageNet-ReaL. A metric that is not defined is absent from the scores, never 0 or NaN.
+`macro_f1` is scikit-learn's; every protocol reports it, and `--metric macro_f1` shows it, but it is no task's own metric: what a
+guess scores depends on the sizes of the classes, not on their number alone. `multilabel_hit` is big_vision's rule for
+ImageNet-ReaL. A metric that is not defined is absent from the scores, never 0 or NaN.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ NEEDS = {
     "accuracy": "test images",
     "top5_accuracy": "at least 5 classes, and the best 5 of each test image",
     "mean_per_class_accuracy": "test images",
+    "macro_f1": "test images",
     "multilabel_hit": "a set of right labels for each test image, not all of them empty",
 }
 """Every metric, and what it cannot do without."""
@@ -59,6 +63,7 @@ def scores(
     if num_classes >= 5 and ranking.shape[1] >= 5:
         found["top5_accuracy"] = float(np.mean((ranking[:, :5] == labels[:, None]).any(axis=1)))
     found["mean_per_class_accuracy"] = _mean_per_class(ranking[:, 0], labels)
+    found["macro_f1"] = macro_f1(ranking[:, 0], labels)
     if label_sets is not None and len(label_sets.values):
         found["multilabel_hit"] = _multilabel_hit(ranking[:, 0], label_sets)
     return found
@@ -67,6 +72,20 @@ def scores(
 def accuracy(predictions: IntArray, labels: IntArray) -> float:
     """Fraction of predictions `[N]` that equal their label `[N]`."""
     return float(np.mean(predictions == labels))
+
+
+def macro_f1(predictions: IntArray, labels: IntArray) -> float:
+    """The mean of each class's F1, over the classes that have a test image.
+
+    F1 is the harmonic mean of a class's precision and recall; it is 0 for a class of which no image is recognised.
+
+    Args:
+        predictions: `[N]` int64.
+        labels: `[N]` int64, N ≥ 1.
+    """
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0))
 
 
 def required(metric: str, found: Mapping[str, float]) -> float:
@@ -98,7 +117,7 @@ def check(metric: str, labels: IntArray, num_classes: int, label_sets: LabelSets
     if metric not in NEEDS or too_few or without:
         raise _undefined(metric)
     absent = int(np.count_nonzero(np.bincount(labels, minlength=num_classes) == 0))
-    if metric == "mean_per_class_accuracy" and absent:
+    if metric in ("mean_per_class_accuracy", "macro_f1") and absent:
         return [f"{absent} of {num_classes} classes have no test image: the mean over classes leaves them out"]
     if metric == "multilabel_hit" and label_sets is not None and not label_sets.counts().all():
         unlabelled = int(np.count_nonzero(label_sets.counts() == 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import unknown
@@ -10,7 +10,7 @@ from vitbench.errors import unknown
 if TYPE_CHECKING:
     from vitbench.tasks.spec import SplitSpec
 
-KINDS = ("tasks", "suites", "backbones", "protocols", "representations")
+KINDS = ("tasks", "suites", "backbones", "protocols", "recipes", "representations")
 
 BACKBONE_FORMS = {
     "timm": (
@@ -22,6 +22,7 @@ BACKBONE_FORMS = {
         "jax:B_16.npz",
         "a JAX ViT checkpoint in either numbering, hybrids included; or FILE.jaxexport, any program of jax.export",
     ),
+    "demo": ("demo", "a small ViT for 32 px that ships with vitbench: for a first run, not for research"),
     "pixels": ("pixels", "raw resized pixels: the floor of every leaderboard"),
 }
 
@@ -48,6 +49,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "suites": _suites,
         "backbones": _backbones,
         "protocols": _protocols,
+        "recipes": _recipes,
         "representations": _representations,
     }
     return rows[kind]()
@@ -73,6 +75,50 @@ def _tasks() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from vitbench.training.recipe import load_recipe, recipe_names
+    from vitbench.training.recipe_files import recipe_folders
+
+    rows = []
+    for name in recipe_names(recipe_folders()):
+        recipe = load_recipe(name, recipe_folders(), {})
+        rows.append(
+            {
+                "name": name,
+                "optimizer": recipe.optimizer,
+                "learning rate": f"{recipe.learning_rate:g}",
+                "batch": recipe.batch_size,
+                "steps": recipe.steps,
+                "px": recipe.resolution or "own",
+                "--tune tries": len(recipe.trials()) if len(recipe.trials()) > 1 else "",
+                "what it is": recipe.description,
+            }
+        )
+    return rows
+
+
+def recipe_fields(name: str, task: str = "", overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that a recipe says, field by field.
+
+    Args:
+        name: A recipe's name or file.
+        task: A task's full name, for which the recipe is shown; empty for the recipe as it is written.
+        overrides: Fields that are set otherwise.
+
+    Raises:
+        UsageError: There is no such recipe, or a field cannot be meant.
+    """
+    from vitbench.tasks.catalog import own_name
+    from vitbench.training.recipe import load_recipe
+    from vitbench.training.recipe_files import recipe_folders
+
+    recipe = load_recipe(name, recipe_folders(), overrides or {})
+    found = {"name": recipe.name, "description": recipe.description}
+    if task:
+        return found | {"task": own_name(task)} | recipe.for_task(own_name(task)).parameters()
+    return found | recipe.parameters() | {"tasks": recipe.tasks}
 
 
 def _suites() -> list[dict[str, Any]]:

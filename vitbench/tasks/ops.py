@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vitbench.errors import DataError, unknown
+from vitbench.tasks.area_resize import resize_small, small_size
 from vitbench.tasks.tf_resize import tf_resize
 
 Size = tuple[int, int]
@@ -116,6 +117,46 @@ class Tf1Resize(TfResize):
     name: ClassVar[str] = "tf1_resize"
     usage: ClassVar[str] = "tf1_resize(HxW,bilinear)"
     half_pixel_centers: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class ResizeSmall:
+    """`resize_small(S)`: big_vision's, the short side to S by TensorFlow's area method, truncated to uint8.
+
+    Attributes:
+        size: The short side, in pixels.
+    """
+
+    size: int
+    usage: ClassVar[str] = "resize_small(S)"
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> ResizeSmall:
+        """The op with these arguments; raises ValueError."""
+        (text,) = _exactly(1, arguments)
+        size = _read_size(text)
+        if not isinstance(size, int):
+            raise ValueError("it keeps the aspect ratio, so it takes the short side alone")
+        return cls(size)
+
+    def __str__(self) -> str:
+        return f"resize_small({self.size})"
+
+    def output_size(self, height: int, width: int) -> Size:
+        """Height and width that an image of this size is resized to."""
+        return small_size(height, width, self.size)
+
+    def apply(self, pixels: Pixels, where: str) -> Tensor:
+        """Resize an image; raises DataError if the result would exceed Pillow's limit on pixels."""
+        assert isinstance(pixels, Image.Image)
+        height, width = self.output_size(pixels.height, pixels.width)
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and height * width > limit:
+            raise DataError(
+                f"{where}: {pixels.width}x{pixels.height} pixels is too long and thin: {self} would make it {width}x{height}, "
+                f"more than Pillow's limit of {limit} pixels"
+            )
+        return resize_small(to_tensor(pixels), self.size)
 
 
 @dataclass(frozen=True)
@@ -252,10 +293,11 @@ class ValueRange:
         return _unit(batch).mul_(self.high - self.low).add_(self.low)
 
 
-GeometryOp = Resize | TfResize | Uint8 | CenterCrop
+GeometryOp = Resize | ResizeSmall | TfResize | Uint8 | CenterCrop
 FinishOp = Normalize | ValueRange
 OPS: dict[str, type[GeometryOp | FinishOp]] = {
     "resize": Resize,
+    "resize_small": ResizeSmall,
     "tf_resize": TfResize,
     "tf1_resize": Tf1Resize,
     "uint8": Uint8,

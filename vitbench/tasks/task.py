@@ -94,6 +94,16 @@ class Split:
         source, number = self.locate(row)
         return source.where(number)
 
+    def take(self, rows: IntArray, name: str) -> Split:
+        """Some of its rows as a split of its own.
+
+        Args:
+            rows: Which, in the order that they are to have.
+            name: What it is called in records.
+        """
+        fingerprint = text_digest(["take", self.fingerprint, *map(str, rows.tolist())])
+        return Split(self.task, name, self.labels[rows], fingerprint, self.base[rows], self.row[rows], None, self.bases)
+
     @property
     def hits(self) -> LabelSets | None:
         """Every right label of each row, where the source has them."""

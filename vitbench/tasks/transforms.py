@@ -4,6 +4,7 @@
 |---|---|
 | `resize(S,INTERP)` | short side to S, long side to `int(S * long / short)` (torchvision's rule); Pillow, antialiased |
 | `resize(HxW,INTERP)` | squash to H x W; Pillow, antialiased |
+| `resize_small(S)` | short side to S by TensorFlow's area method, truncated to uint8, as big_vision's op of this name |
 | `tf_resize(HxW,bilinear)` | squash as TF2's `tf.image.resize`: half-pixel centres, no antialiasing; float32 in 0..255 |
 | `tf1_resize(HxW,bilinear)` | squash as `tf.compat.v1.image.resize`: corners aligned, no antialiasing; float32 in 0..255 |
 | `uint8` | after a TF resize: clamp to 0..255 and truncate, as `tf.cast` does |
@@ -41,6 +42,7 @@ from vitbench.tasks.ops import (
     GeometryOp,
     Pixels,
     Resize,
+    ResizeSmall,
     Size,
     TfResize,
     Uint8,
@@ -52,6 +54,7 @@ EXAMPLE = "resize(256,bicubic)|center_crop(224)|normalize(0.5,0.5)"
 NATIVE = "+native"
 PRESETS: dict[str, str] = {
     "bigvision_fewshot": "big_vision's few-shot evaluation: TF2 squash to 8/7 of the side, uint8, central crop, [-1, 1]",
+    "bigvision_transfer": "big_vision's evaluation of fine-tuning: short side to 7/6 by area, central crop, [-1, 1]",
     "vit_jax": "vision_transformer's evaluation: TF2 squash without a crop, [-1, 1]",
     "vtab": "VTAB's reference (task_adaptation): TF1 legacy squash, [0, 1]",
 }
@@ -161,6 +164,11 @@ def _trace(ops: Sequence[GeometryOp], text: str) -> Size:
                 raise UsageError(f"preprocessing '{text}': '{op}' resizes images, so it must come before tf_resize")
             exact = exact or not isinstance(op.size, int)
             size = op.output_size(*size) if exact else op.output_size(1, 1)
+        elif isinstance(op, ResizeSmall):
+            if holds != "image":
+                raise UsageError(f"preprocessing '{text}': '{op}' resizes images, so it must come before tf_resize")
+            size = op.output_size(*size) if exact else (op.size, op.size)
+            holds = "uint8"
         elif isinstance(op, TfResize):
             size, exact, holds = op.size, True, "float32"
         elif isinstance(op, Uint8):
@@ -238,6 +246,8 @@ def _preset(name: str, size: Size) -> str:
     if name == "bigvision_fewshot":
         larger = "{}x{}".format(*(round(side * 256 / 224) for side in size))
         return f"tf_resize({larger},bilinear)|uint8|central_crop({final})|value_range(-1,1)"
+    if name == "bigvision_transfer":
+        return f"resize_small({round(max(size) * 448 / 384)})|central_crop({final})|value_range(-1,1)"
     if name == "vit_jax":
         return f"tf_resize({final},bilinear)|value_range(-1,1)"
     return f"tf1_resize({final},bilinear)|value_range(0,1)"
