@@ -36,6 +36,7 @@ def fresh(*arguments: str, cwd: Path, timeout: float = 200) -> subprocess.Comple
         ["--help"],
         ["--version"],
         ["run", "--help"],
+        ["cache", "gc", "--help"],
         ["ls", "tasks"],
         ["ls", "suites", "--json"],
         ["show", "task", "cifar10"],
@@ -75,6 +76,9 @@ def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str]) ->
         ["why"],
         ["replay"],
         ["export"],
+        ["cache", "ls"],
+        ["cache", "verify"],
+        ["cache", "gc"],
     ],
 )
 def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
@@ -92,7 +96,7 @@ def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
         ("vitbench run --tasks digits,paper/ox", ["digits,paper/oxford_flowers102", "digits,paper/oxford_pets"]),
         ("vitbench run --backbone j", ["jax:"]),
         ("vitbench run --backbone timm:vit_tiny_patch16_224.augreg_in21k", None),
-        ("vitbench ls re", ["representations"]),
+        ("vitbench ls rep", ["representations"]),
     ],
 )
 def test_the_shell_completes_names(line: str, expected: list[str] | None) -> None:

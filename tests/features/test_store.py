@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitbench.errors import StoreError
+from vitbench.errors import StoreError, UsageError
 from vitbench.features.store import FeatureStore
 
 IDENTITY = {"weights": "abcd"}
@@ -98,7 +98,7 @@ def test_a_store_that_cannot_be_read_for_now_is_not_taken_for_damaged(
     def busy(path: Path) -> str:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("vitbench.features.store._sha256", busy)
+    monkeypatch.setattr("vitbench.features.store.sha256_of", busy)
     with pytest.raises(StoreError, match=r"cannot be read for now: .*Too many open files"):
         store(tmp_path).missing(["cls"], rows(0))
     monkeypatch.undo()
@@ -168,3 +168,66 @@ def test_any_history_of_appends_gives_every_row_once(
     final = store(path)
     assert final.missing(["cls"], everything) == {}
     assert final.load(["cls"], everything)["cls"][:, 0].tolist() == everything.tolist()
+
+
+HALF = IDENTITY | {"features_dtype": "float16"}
+
+
+def test_a_float16_store_is_half_as_large_gives_rounded_float32_and_mixes_with_no_other(tmp_path: Path) -> None:
+    wanted = np.arange(1000, dtype=np.int64)
+    values = torch.randn(1000, 64, generator=torch.Generator().manual_seed(0))
+    sizes = {}
+    for identity in (IDENTITY, HALF):
+        one = store(tmp_path, identity)
+        assert one.missing(["cls"], wanted), "the other store's features are not seen"
+        one.append(wanted, {"cls": values})
+        sizes[one.dtype] = next(one.folder.glob("shard-*.safetensors")).stat().st_size - wanted.nbytes
+    assert sizes["float16"] / sizes["float32"] == pytest.approx(0.5, abs=0.02)
+    kept = store(tmp_path, HALF).load(["cls"], wanted)["cls"]
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, values.half().float())
+    assert torch.equal(store(tmp_path).load(["cls"], wanted)["cls"], values)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 65504.0, 1e-9])
+def test_float16_keeps_what_it_can_and_what_was_not_finite_before(tmp_path: Path, value: float) -> None:
+    one = store(tmp_path, HALF)
+    one.append(rows(0), {"cls": torch.tensor([[value]])})
+    found = store(tmp_path, HALF).load(["cls"], rows(0))["cls"]
+    assert torch.equal(found, torch.tensor([[value]]).half().float()) or np.isnan(value)
+
+
+def test_float16_refuses_what_it_would_make_infinite_and_writes_nothing(tmp_path: Path) -> None:
+    one = store(tmp_path, HALF)
+    with pytest.raises(
+        UsageError, match=r"'cls' has features up to 7e\+04, and float16 ends at 65504: use --features-dtype"
+    ):
+        one.append(rows(0), {"cls": torch.tensor([[-7e4, float("inf")]])})
+    assert not one.folder.exists()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 40), min_size=1), min_size=1, max_size=5), st.integers(1, 9), st.data())
+def test_chunks_are_what_load_gives_part_by_part(
+    tmp_path_factory: pytest.TempPathFactory, history: list[set[int]], size: int, data: st.DataObject
+) -> None:
+    one = store(tmp_path_factory.mktemp("store"))
+    for number, batch in enumerate(history):
+        wanted = rows(*sorted(batch))
+        one.append(wanted, {"cls": features(wanted, 3), "gap": features(wanted, 2, offset=number * 0.001)})
+    there = sorted(set().union(*history))
+    asked = rows(*sorted(data.draw(st.sets(st.sampled_from(there), min_size=1))))
+    parts = list(one.chunks(["cls", "gap"], asked, size))
+    whole = one.load(["cls", "gap"], asked)
+    assert [len(part) for part, _ in parts[:-1]] == [size] * (len(parts) - 1)
+    assert np.concatenate([part for part, _ in parts]).tolist() == asked.tolist()
+    for atom in ("cls", "gap"):
+        assert torch.equal(torch.cat([values[atom] for _, values in parts]), whole[atom])
+
+
+def test_chunks_of_rows_that_are_not_there(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.append(rows(0, 1), {"cls": features(rows(0, 1))})
+    with pytest.raises(StoreError, match="1 rows of 'cls' are not in the feature store"):
+        list(one.chunks(["cls"], rows(0, 1, 2), 2))
+    assert list(one.chunks(["cls"], rows())) == []

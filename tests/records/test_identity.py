@@ -51,3 +51,14 @@ def test_only_the_allowed_fields_are_taken() -> None:
         identity(RECORD_FIELDS, RECORD | {"batch_size": 8})
     with pytest.raises(ValueError):
         identity(RECORD_FIELDS, {name: value for name, value in RECORD.items() if name != "seed"})
+
+
+@pytest.mark.parametrize(("fields", "values"), [(FEATURE_FIELDS, FEATURES), (RECORD_FIELDS, RECORD)])
+def test_a_field_that_came_later_changes_a_key_only_where_it_has_another_value(
+    fields: tuple[str, ...], values: dict[str, object]
+) -> None:
+    before = identity(fields, values)
+    assert identity(fields, values | {"features_dtype": "float32"}) == before
+    half = identity(fields, values | {"features_dtype": "float16"})
+    assert half == before | {"features_dtype": "float16"}
+    assert key(half) != key(before)

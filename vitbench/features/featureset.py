@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,57 @@ from torch import Tensor
 from vitbench.errors import UsageError
 
 IntArray = npt.NDArray[np.int64]
+
+CHUNK_ROWS = 4096
+"""Rows of a part of `FeatureSet.chunks`: 16 MiB of 1,024 features."""
+
+
+class LazyRepresentations(Mapping[str, Tensor]):
+    """Representations that are read when they are asked for; the one that was asked for last is kept.
+
+    Attributes:
+        order: `[M]` int64, the rows in an order in which they are cheap to read a part at a time.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        rows: IntArray,
+        read: Callable[[str, IntArray], Tensor],
+        order: IntArray | None = None,
+    ) -> None:
+        """Nothing is read as yet.
+
+        Args:
+            names: Canonical names.
+            rows: `[M]` int64, increasing: the rows of the split that have features.
+            read: Name, and some of the rows, increasing, to their features `[m, D]` float32.
+            order: Another order of `rows` in which they are cheap to read; None for their own.
+        """
+        self._names, self._rows, self._read = tuple(names), rows, read
+        self.order = rows if order is None else order
+        self._held: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._held is None or self._held[0] != name:
+            self._held = None  # let go before the next is read
+            self._held = name, self._read(name, self._rows)
+        return self._held[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def part(self, name: str, rows: IntArray) -> Tensor:
+        """Features of some of the rows, in any order, which are not kept."""
+        if (np.diff(rows) > 0).all():
+            return self._read(name, rows)
+        increasing, places = np.unique(rows, return_inverse=True)
+        return self._read(name, increasing)[torch.from_numpy(places.reshape(-1))]
 
 
 @dataclass(frozen=True)
@@ -38,10 +89,42 @@ class FeatureSet:
         Raises:
             UsageError: A row has no features here.
         """
+        positions = self._positions(rows)
+        if len(rows) == len(self.rows) and np.array_equal(rows, self.rows):
+            return self.representations[name]
+        return self.representations[name][torch.from_numpy(positions)]
+
+    def part(self, name: str, rows: IntArray) -> Tensor:
+        """As `select`, but where features are read when they are asked for no others are read, and these are not kept."""
+        if isinstance(self.representations, LazyRepresentations):
+            self._positions(rows)
+            return self.representations.part(name, rows)
+        return self.select(name, rows)
+
+    def chunks(self, name: str, size: int = CHUNK_ROWS) -> Iterator[tuple[IntArray, Tensor]]:
+        """All features of representation `name` a part at a time, so that memory does not grow with the number of rows.
+
+        Args:
+            name: Canonical name.
+            size: Rows of a part; the last may have fewer.
+
+        Yields:
+            Rows of the split `[m]`, in an order that is cheap to read, each row once, and their features `[m, D]` float32.
+        """
+        lazy = self.representations
+        order = lazy.order if isinstance(lazy, LazyRepresentations) else self.rows
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield rows, self.part(name, rows)
+
+    def dimension(self, name: str) -> int:
+        """D of representation `name`; there must be a row."""
+        return self.part(name, self.rows[:1]).shape[1]
+
+    def _positions(self, rows: IntArray) -> IntArray:
+        """Where rows of the split are among those with features."""
         positions = np.searchsorted(self.rows, rows)
         inside = positions < len(self.rows)
         if not inside.all() or not np.array_equal(self.rows[positions], rows):
             raise UsageError(f"{int((~inside).sum()) or 'some'} of the {len(rows)} rows asked for have no features")
-        if len(rows) == len(self.rows) and np.array_equal(rows, self.rows):
-            return self.representations[name]
-        return self.representations[name][torch.from_numpy(positions)]
+        return positions.astype(np.int64, copy=False)

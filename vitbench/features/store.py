@@ -3,11 +3,14 @@
 `<out>/features/<backbone>/<task>/<split>/<key>/` holds the features of one identity:
 
     identity.json                 what they are features of
-    shard-<id>.safetensors        `rows` [n] int64, and one [n, D] float32 tensor per atom (`cls`, `gap@6`, …)
+    shard-<id>.safetensors        `rows` [n] int64, and one [n, D] tensor per atom (`cls`, `gap@6`, …)
     shard-<id>.json               the shard's sha256, its atoms, and its rows as runs [first, after last]
 
 A shard counts only once its sidecar is there, which is written after it; both are renamed into place. Shards have random names,
 so two processes never write the same file; a lock keeps them from doing the same work.
+
+Features are kept as float32, or as float16 where the identity's `features_dtype` says so, which halves the store. What is read is
+float32 either way; a float16 store gives rounded values from the first run on, so that a run and its repetition agree.
 """
 
 from __future__ import annotations
@@ -28,10 +31,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitbench.errors import StoreError
+from vitbench.errors import StoreError, UsageError
 from vitbench.features.featureset import IntArray
 from vitbench.records.atomic import TEMPORARY_PREFIX, slug, write_file, write_text
-from vitbench.records.identity import canonical_json, key
+from vitbench.records.identity import DEFAULTS, canonical_json, key
+
+CHUNK_ROWS = 4096
+"""Rows that `FeatureStore.chunks` gives at once: 16 MiB of 1,024 features."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,14 @@ class FeatureStore:
 
     Attributes:
         folder: Where its shards lie.
+        dtype: What a number is kept as, `float32` or `float16`.
         damaged: Shards whose checksum, rows or identity are wrong; they do not count, and go when the store is next written.
     """
 
     def __init__(self, out: Path, backbone_name: str, task: str, split: str, identity: Mapping[str, Any]) -> None:
         """Name the store below output folder `out`. Nothing is read before something is asked for."""
         self.identity = dict(identity)
+        self.dtype = str(identity.get("features_dtype", DEFAULTS["features_dtype"]))
         folder = out / "features" / slug(backbone_name) / Path(*map(slug, task.split("/"))) / slug(split)
         self.folder = folder / key(identity)
         self.damaged: list[Path] = []
@@ -110,18 +118,20 @@ class FeatureStore:
 
         Raises:
             StoreError: The disk is full or the folder cannot be written to; earlier shards are intact.
+            UsageError: A feature is too large for the store's dtype.
         """
+        kept = {name: self._rounded(name, value).contiguous() for name, value in features.items()}
         if not (self.folder / "identity.json").exists():
             write_text(self.folder / "identity.json", canonical_json(self.identity) + "\n")
         path = self.folder / f"shard-{uuid.uuid4().hex[:16]}.safetensors"
-        tensors = {"rows": torch.from_numpy(rows), **{name: value.contiguous() for name, value in features.items()}}
+        tensors = {"rows": torch.from_numpy(rows), **kept}
         metadata = {"identity": key(self.identity)}
         digest = ""
 
         def write(temporary: Path) -> None:
             nonlocal digest
             save_file(tensors, temporary, metadata=metadata)
-            digest = _sha256(temporary)
+            digest = sha256_of(temporary)
 
         write_file(path, write)
         sidecar = {"sha256": digest, "atoms": sorted(features), "rows": _runs(rows)}
@@ -144,6 +154,27 @@ class FeatureStore:
         if not self._is_read:
             self.refresh()
         return {atom: self._load(atom, rows) for atom in atoms}
+
+    def chunks(
+        self, atoms: Iterable[str], rows: IntArray, size: int = CHUNK_ROWS
+    ) -> Iterator[tuple[IntArray, dict[str, Tensor]]]:
+        """Read features a part at a time, so that memory does not grow with the number of rows.
+
+        Args:
+            atoms: Which.
+            rows: `[M]` int64, increasing; all must be there.
+            size: Rows of a part; the last may have fewer.
+
+        Yields:
+            The part's rows `[m]`, in order, and atom to `[m, D]` float32.
+
+        Raises:
+            StoreError: A row is not there, or a shard cannot be read.
+        """
+        wanted = list(atoms)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield part, self.load(wanted, part)
 
     @contextmanager
     def lock(self, waiting: Any = None) -> Iterator[None]:
@@ -182,23 +213,36 @@ class FeatureStore:
         held = [shard.rows for shard in self._shards.values() if atom in shard.atoms]
         return np.concatenate(held) if held else np.empty(0, np.int64)
 
+    def _rounded(self, atom: str, values: Tensor) -> Tensor:
+        """Features as they are kept; what is not finite already stays so, and is found by who reads it."""
+        if self.dtype == "float32":
+            return values
+        halves = values.to(torch.float16)
+        if bool((torch.isinf(halves) & torch.isfinite(values)).any()):
+            largest = float(values[torch.isfinite(values)].abs().max())
+            raise UsageError(
+                f"'{atom}' has features up to {largest:.3g}, and float16 ends at 65504: use --features-dtype float32"
+            )
+        return halves
+
     def _load(self, atom: str, rows: IntArray) -> Tensor:
         result: Tensor | None = None
         filled = np.zeros(len(rows), bool)
         for shard in self._shards.values():
-            if atom not in shard.atoms:
+            if atom not in shard.atoms or not len(rows):
                 continue
-            # Both are increasing, so one search of the shard's rows finds them; the cost is the shard's size, not the split's.
-            places = np.searchsorted(rows, shard.rows)
-            wanted = places < len(rows)
-            wanted[wanted] = rows[places[wanted]] == shard.rows[wanted]
+            # Both are increasing: what is wanted of the shard lies between two places, and only that part of the file is read.
+            first, last = np.searchsorted(shard.rows, [rows[0], rows[-1] + 1])
+            held = shard.rows[first:last]
+            places = np.searchsorted(rows, held)
+            wanted = rows[places] == held
             wanted[wanted] = ~filled[places[wanted]]
             if not wanted.any():
                 continue
-            values = _read(shard.path, atom)[torch.from_numpy(wanted)]
+            values = _read(shard.path, atom, int(first), int(last))
             if result is None:
                 result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
-            result[torch.from_numpy(places[wanted])] = values
+            result[torch.from_numpy(places[wanted])] = values[torch.from_numpy(wanted)].float()
             filled[places[wanted]] = True
         if result is None or not filled.all():
             raise StoreError(f"{int((~filled).sum())} rows of '{atom}' are not in the feature store {self.folder}")
@@ -214,7 +258,7 @@ def _verified(sidecar: Path, identity_key: str) -> Shard | None:
     path = sidecar.with_suffix(".safetensors")
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-        if _sha256(path) != content["sha256"]:
+        if sha256_of(path) != content["sha256"]:
             return None
         rows = np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in content["rows"]])
         with safe_open(path, framework="np") as shard:
@@ -227,10 +271,11 @@ def _verified(sidecar: Path, identity_key: str) -> Shard | None:
         raise StoreError(f"the feature store cannot be read for now: {path}: {error.strerror or error}") from error
 
 
-def _read(path: Path, atom: str) -> Tensor:
+def _read(path: Path, atom: str, first: int, last: int) -> Tensor:
+    """Rows `first` to before `last` of one atom, in the dtype of the file."""
     try:
         with safe_open(path, framework="pt") as shard:
-            value: Tensor = shard.get_tensor(atom)
+            value: Tensor = shard.get_slice(atom)[first:last]
             return value
     except (OSError, SafetensorError) as error:
         raise StoreError(
@@ -238,7 +283,8 @@ def _read(path: Path, atom: str) -> Tensor:
         ) from error
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

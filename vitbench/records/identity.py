@@ -34,6 +34,10 @@ RECORD_FIELDS = (
 )
 """What decides the outcome that one record holds."""
 
+DEFAULTS: Mapping[str, Any] = {"features_dtype": "float32"}
+"""Fields that came later, with the value that everything before them had. Such a field is in an identity only where it has
+another value, so that features and records keep their keys: `features_dtype`, what a feature was rounded to before use."""
+
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of `value`: sorted keys, no spaces, no NaN."""
@@ -43,12 +47,17 @@ def canonical_json(value: Any) -> str:
 def identity(fields: tuple[str, ...], values: Mapping[str, Any]) -> dict[str, Any]:
     """The identity made of exactly `fields`, in order of name, with the version of the scheme.
 
+    Args:
+        fields: `FEATURE_FIELDS` or `RECORD_FIELDS`.
+        values: Field to value; those of `DEFAULTS` may be among them.
+
     Raises:
-        ValueError: `values` has other fields than `fields`.
+        ValueError: `values` has other fields than these.
     """
-    if set(values) != set(fields):
+    if not set(fields) <= set(values) <= {*fields, *DEFAULTS}:
         raise ValueError(f"an identity of {sorted(fields)} cannot be made of {sorted(values)}")
-    return {"identity_version": IDENTITY_VERSION, **{name: values[name] for name in sorted(fields)}}
+    kept = {name: value for name, value in values.items() if name in fields or value != DEFAULTS[name]}
+    return {"identity_version": IDENTITY_VERSION, **{name: kept[name] for name in sorted(kept)}}
 
 
 def key(identity: Mapping[str, Any]) -> str:

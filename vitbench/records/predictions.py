@@ -20,17 +20,20 @@ class Predictions:
     """What one record's classifier said of every test row.
 
     Attributes:
-        row: `[N]` int64, row numbers of the test split, increasing.
+        row: `[N]` int64, row numbers of the test split, increasing; of a protocol that draws episodes, episode by episode, so
+            that a row may come several times.
         label: `[N]` int64.
         prediction: `[N]` int64.
-        confidence: `[N]` float32, the estimated probability that the prediction is right; None where the protocol has none or the
-            record is older than the column.
+        confidence: `[N]` float32, the estimated probability that the prediction is right; None where the protocol has none or
+            the record is older than the column.
+        episode: `[N]` int64, the episode of each prediction; None for a protocol that has one prediction for each test row.
     """
 
     row: IntArray
     label: IntArray
     prediction: IntArray
     confidence: npt.NDArray[np.float32] | None
+    episode: IntArray | None = None
 
     @property
     def hits(self) -> npt.NDArray[np.bool_]:
@@ -57,6 +60,7 @@ def read_predictions(record: Path) -> Predictions:
             columns["label"].astype(np.int64),
             columns["prediction"].astype(np.int64),
             None if confidence is None else confidence.astype(np.float32),
+            columns["episode"].astype(np.int64) if "episode" in columns else None,
         )
     except FileNotFoundError as error:
         raise StoreError(

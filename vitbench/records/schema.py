@@ -60,7 +60,10 @@ class Record(BaseModel):
         description="number of test images when --limit was given; limited records never mix with full ones"
     )
     preprocessing: str
-    dtype: str
+    dtype: str = Field(description="of the forward pass")
+    features_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="what the features were kept as, and so rounded to before they were scored"
+    )
     scores: dict[str, float] = Field(description="metric to value, each a fraction")
     details: dict[str, Any] = Field(description="what else the protocol reports, such as the l2 that was used")
     warnings: list[str]

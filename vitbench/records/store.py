@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pydantic
 
 from vitbench.errors import StoreError, UsageError
 from vitbench.records.atomic import slug, write_file, write_text
+from vitbench.records.identity import DEFAULTS
 from vitbench.records.schema import SCHEMA_VERSION, Record
 
 if TYPE_CHECKING:
@@ -57,14 +60,13 @@ class ResultStore:
 
         Args:
             record: What was measured.
-            predictions: Columns of the predictions table, each `[n_test]`: `row`, `label`, `prediction` int64, and `confidence`
-                float32 where the protocol has one.
+            predictions: Columns of the predictions table, each `[n_test]`: `row`, `label`, `prediction` int64, `confidence`
+                float32 where the protocol has one, and `episode` int64 where it draws episodes.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        folder = self.folder / slug(record.backbone_name) / Path(*map(slug, record.task.split("/")))
-        path = self._paths.get(record.key, folder / f"{record.key}.json")
+        path = self.place(record)
         write_file(
             path.with_suffix(".parquet"), lambda temporary: pq.write_table(pa.table(dict(predictions)), temporary)
         )
@@ -72,6 +74,11 @@ class ResultStore:
         self._paths[record.key] = path
         self._whole[record.key] = record
         return path
+
+    def place(self, record: Record) -> Path:
+        """The file that a record has, or will have; what belongs to it lies beside it, by the same name with other suffixes."""
+        folder = self.folder / slug(record.backbone_name) / Path(*map(slug, record.task.split("/")))
+        return self._paths.get(record.key, folder / f"{record.key}.json")
 
     def refresh(self, record: Record) -> None:
         """Write a record that is there again, with what its identity says nothing of said anew; its predictions stay."""
@@ -85,13 +92,16 @@ def read_record(path: Path) -> Record:
     Raises:
         StoreError: It is damaged, or of a schema that this version does not know.
     """
+    text = ""
     try:
         text = path.read_text(encoding="utf-8")
-        if problem := _foreign(text):
-            raise StoreError(f"{path} {problem}")
         return Record.model_validate_json(text)
     except (OSError, UnicodeDecodeError, pydantic.ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        reason: object = error
+        if isinstance(error, pydantic.ValidationError):
+            if problem := _foreign(text):
+                raise StoreError(f"{path} {problem}") from error
+            reason = error.errors()[0]["msg"]
         raise StoreError(
             f"the record {path} cannot be read ({reason}); move it away and run the same command again to remake it"
         ) from error
@@ -124,14 +134,28 @@ def find_records(path: Path) -> list[Path]:
         UsageError: There is no such folder, or it holds no run.
     """
     if (path / "records").is_dir():
-        return sorted((path / "records").rglob("*.json"))
+        return list(_json_files(path / "records"))
     if path.is_dir() and "records" in path.resolve().parts:
-        return sorted(path.rglob("*.json"))
+        return list(_json_files(path))
     inside = sorted(folder.parent for folder in path.glob("*/records") if folder.is_dir())
     hint = (
         f"did you mean {inside[0]}?" if inside else "make some with `vitbench run`, or name another folder with --out"
     )
     raise UsageError(f"there are no results at {path}: {hint}")
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    """The JSON files below a folder in order of path, component by component; links to folders are not followed."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _json_files(folder / entry.name)
+        elif entry.name.endswith(".json"):
+            yield folder / entry.name
 
 
 def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
@@ -158,44 +182,79 @@ def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
 
 def read_results(path: Path) -> tuple[pd.DataFrame, list[str]]:
     """As `load_results`; the damaged records' lines are given back in place of warnings."""
-    records, damaged = [], []
-    for file in find_records(path):
-        try:
-            records.append(read_record(file))
-        except StoreError as error:
-            damaged.append(str(error))
-    return as_frame(records), damaged
+    from vitbench.records.index import read_records  # which reads the records that it does not know by this module
+
+    reading = read_records(path)
+    return reading.frame.drop(columns="path"), list(reading.damaged)
 
 
 def as_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Records as a table, one row each, in order of backbone, representation, task, protocol, shot and seed."""
-    import pandas as pd
+    """Records as a table, one row each, in order of backbone, representation, task, protocol, shot and seed.
 
-    rows = [_row(record) for record in records]
-    frame = pd.DataFrame(rows, columns=None if rows else _COLUMNS)
-    return frame.sort_values(_ORDER, kind="stable", ignore_index=True) if rows else frame
+    The columns and their order depend on what fields the records have, not on the order of the records.
+    """
+    rows = [as_row(record) for record in records]
+    names = dict.fromkeys(name for row in rows for name in row)
+    every = np.arange(len(rows))
+    frame = frame_of({name: (every, [row.get(name, float("nan")) for row in rows]) for name in names})
+    return frame.take(sorted_rows(frame)).reset_index(drop=True)
 
 
 _ORDER = ["backbone", "representation", "task", "protocol", "shot", "seed", "key"]
 _COLUMNS = [*_ORDER[:-1], "l2", "score", "accuracy", "n_support", "n_test", "key"]
+_NESTED = {
+    *("scores", "splits", "deviations", "details", "identity", "provenance", "parameters", "warnings"),
+    "schema_version",
+}
+_FIRST = [*(name for name in Record.model_fields if name not in _NESTED), "l2", "score"]
+_IDENTITY = ["architecture", "weights", "train_fingerprint", "test_fingerprint", "identity_version"]
+_LAST = [
+    *_IDENTITY,
+    *("parameters", "train_split", "test_split", "deviations", "warnings"),
+    *("created", "command", "host", "device"),
+]
 
 
-def _row(record: Record) -> dict[str, object]:
-    nested = {
-        "scores",
-        "splits",
-        "deviations",
-        "details",
-        "identity",
-        "provenance",
-        "parameters",
-        "warnings",
-        "schema_version",
-    }
-    row: dict[str, object] = record.model_dump(exclude=nested)
+def frame_of(columns: Mapping[str, tuple[npt.NDArray[Any], Sequence[Any]]]) -> pd.DataFrame:
+    """A table of records from its columns, in the one order that columns have: scores and details in the middle, by name.
+
+    Args:
+        columns: Name to each row's number among the values (`[N]`, -1 where the record has no such field) and the values, each of
+            which some row has: what kind of column it is depends on them.
+    """
+    import pandas as pd
+
+    if not columns:
+        return pd.DataFrame(columns=_COLUMNS)
+    between = sorted(columns.keys() - {*_FIRST, *_LAST})
+    series = {}
+    for name in (*_FIRST, *between, *_LAST):
+        if name not in columns:
+            continue
+        codes, values = columns[name]
+        distinct = [*values, float("nan")] if (codes < 0).any() else values
+        # By fromiter, or a list of equally long lists would become a matrix.
+        objects = np.fromiter(distinct, dtype=object, count=len(distinct))
+        series[name] = pd.Series(objects).infer_objects().array.take(codes)
+    return pd.DataFrame(series)
+
+
+def sorted_rows(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """The rows of a table of records in the order that `as_frame` has them."""
+    if not len(frame):
+        return np.empty(0, np.int64)
+    order: npt.NDArray[np.int64] = frame.sort_values(_ORDER, kind="stable").index.to_numpy()
+    return order
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """A record's row of the table, column to value."""
+    row: dict[str, Any] = record.model_dump(exclude=_NESTED)
     row |= {"l2": None, "score": record.scores.get(record.metric), **record.scores, **record.details}
-    shown = ("architecture", "weights", "train_fingerprint", "test_fingerprint", "identity_version")
-    row |= {name: record.identity[name] for name in shown}
+    row |= {name: record.identity[name] for name in _IDENTITY}
+    if record.features_dtype != DEFAULTS["features_dtype"]:
+        # Whatever tells rows of a table apart by their dtype must tell these apart too.
+        row["dtype"] = f"{record.dtype} kept as {record.features_dtype}"
     row["parameters"] = ", ".join(f"{name}={value}" for name, value in record.parameters.items())
     row["train_split"], row["test_split"] = record.splits.get("train", "train"), record.splits.get("test", "test")
     row["deviations"] = "; ".join(record.deviations)
