@@ -13,7 +13,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ .venv/demo.stamp
 
-demo: .venv/demo.stamp     ## install, run the built-in baseline, print a leaderboard
+demo: .venv/demo.stamp     ## install, score the demo backbone on the built-in tasks, print a leaderboard
 	$(BIN)/vitbench run
 	$(BIN)/vitbench leaderboard
 
@@ -27,9 +27,7 @@ check: .venv/dev.stamp     ## format, lint, types, layers
 	$(BIN)/lint-imports
 
 bench: .venv/dev.stamp     ## every speed claim of the README, each against a peer in the same run
-	$(BIN)/python bench/solver.py
-	$(BIN)/python bench/extraction.py
-	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/run_all.py
 
 clean:
 	rm -rf .venv build dist

@@ -12,8 +12,8 @@ import vitbench
 from tests.conftest import ImageFolderMaker
 from vitbench.backbones.base import Backbone
 from vitbench.errors import DataError, UsageError
-from vitbench.features import extract
 from vitbench.features.extract import ExtractionOptions, feature_set
+from vitbench.features.profile import Profile, recording
 from vitbench.features.store import FeatureStore
 from vitbench.tasks import transforms
 from vitbench.tasks.task import Split
@@ -130,7 +130,6 @@ def test_running_out_of_memory_halves_the_batch_once_and_for_all(
     rows = list(range(24))
     right = expected(setting, ["cls"], rows)
     out_of_memory_above(monkeypatch, 5)
-    monkeypatch.setattr(extract, "CPU_BATCH", 16)
     said: list[str] = []
     assert torch.allclose(get(setting, ["cls"], rows, message=said.append), right, atol=1e-5)
     assert said == [f"out of memory on cpu: going on with {size} images at once" for size in (8, 4)]
@@ -146,6 +145,31 @@ def test_out_of_memory_with_a_fixed_batch_or_a_single_image_is_one_clear_line(
         get(setting, ["cls"], list(range(8)), batch_size=4)
     with pytest.raises(UsageError, match="out of memory with a single image on cpu"):
         get(setting, ["cls"], list(range(8)))
+
+
+def test_profiled_features_are_the_same_and_a_broken_image_is_told_as_ever(
+    setting: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = get(setting, ["cls", "gap"], list(range(8)))
+    recorded = Profile()
+    with recording(recorded):
+        other = setting | {"store": FeatureStore(tmp_path, "p", "t", "train", {"a": 1})}
+        assert torch.equal(get(other, ["cls", "gap"], list(range(8))), plain)
+        split: Split = setting["split"]
+        object.__setattr__(split.source, "raw", lambda row: tmp_path / "gone.png")
+        with pytest.raises(DataError, match="cannot be read"):
+            get(other, ["cls"], [9])
+    counted = {row.stage: row.calls for row in recorded.rows()}
+    assert counted["read"] == 9
+    assert counted["decode"] == 9
+    assert counted["transform"] == 8
+
+
+def test_packed_weights_change_no_feature_beyond_rounding(setting: dict[str, Any], tmp_path: Path) -> None:
+    other = setting | {"store": FeatureStore(tmp_path, "p", "t", "train", {"a": 1})}
+    packed = get(setting, ["cls", "gap"], list(range(10)), batch_size=4)
+    plain = get(other, ["cls", "gap"], list(range(10)), batch_size=4, packed=False)
+    assert torch.allclose(packed, plain, atol=1e-5)
 
 
 def test_a_bug_in_a_backbone_is_not_taken_for_lack_of_memory(

@@ -7,16 +7,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import Atom
 from vitbench.errors import UsageError
-from vitbench.features.featureset import FeatureSet, IntArray
+from vitbench.features import profile
+from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
+from vitbench.features.precision import packed_linears
 from vitbench.features.store import FeatureStore
 from vitbench.tasks.task import Split
 from vitbench.tasks.transforms import Preprocessing
@@ -24,8 +29,13 @@ from vitbench.tasks.transforms import Preprocessing
 FLUSH_BYTES = 64 * 2**20
 FLUSH_SECONDS = 20.0
 CPU_BATCH = 32
+SMALLEST_CPU_BATCH = 16
+CPU_BATCH_PER_THREAD = 4
 GPU_BATCH = 256
 PREFETCHED_BATCHES = 2
+PREFETCHED_IMAGES = 32
+TOKENS = 197
+"""Rows of a linear layer per image, as most models have them; what it really is changes no number."""
 
 
 @dataclass
@@ -33,16 +43,19 @@ class ExtractionOptions:
     """How to extract; nothing here changes a feature beyond rounding.
 
     Attributes:
-        batch_size: Images per forward pass; None starts at 256 on a GPU and 32 on a CPU and halves when memory runs out.
+        batch_size: Images per forward pass; None starts at 256 on a GPU, and on a CPU at 4 per thread from 16 to 32, so that what
+            one block hands to the next stays in the processor's cache; it halves when memory runs out.
         workers: Threads that read and decode images; None takes one per core, at most 16.
         progress: Called with the number of images after each batch.
         message: Called with a line that the user should see.
+        packed: Let linear layers multiply with weights laid out for the CPU, where that is faster; see `precision`.
     """
 
     batch_size: int | None = None
     workers: int | None = None
     progress: Callable[[int], None] = field(default=lambda images: None)
     message: Callable[[str], None] = field(default=lambda text: None)
+    packed: bool = True
 
 
 def feature_set(
@@ -70,15 +83,37 @@ def feature_set(
         StoreError: The store cannot be written to; what was written before is intact.
         UsageError: Memory does not suffice.
     """
+    extract_missing(backbone, split, preprocessing, names, rows, store, options)
+    resolved = {name: [str(atom) for atom in backbone.resolve(name)] for name in names}
+
+    def read(name: str, wanted: IntArray) -> Tensor:
+        loaded = store.load(resolved[name], wanted)
+        return torch.cat([loaded[atom] for atom in resolved[name]], dim=1)
+
+    return FeatureSet(split.labels, rows, LazyRepresentations(names, rows, read), store.identity)
+
+
+def extract_missing(
+    backbone: Backbone,
+    split: Split,
+    preprocessing: Preprocessing,
+    names: Sequence[str],
+    rows: IntArray,
+    store: FeatureStore,
+    options: ExtractionOptions,
+) -> list[str]:
+    """Embed what the store lacks of some rows; memory does not grow with their number. Arguments and errors as `feature_set`.
+
+    Returns:
+        The atoms that the representations are made of, as the store names them.
+    """
     atoms = {str(atom): atom for name in names for atom in backbone.resolve(name)}
     if store.missing(atoms, rows):
         with store.lock(waiting=lambda: options.message(f"another process is extracting {split.task}; waiting for it")):
             for lacking, lacking_rows in store.missing(atoms, rows).items():
                 wanted = frozenset(atoms[name] for name in lacking)
                 _embed(backbone, split, preprocessing, wanted, lacking_rows, store, options)
-    loaded = store.load(atoms, rows)
-    representations = {name: torch.cat([loaded[str(atom)] for atom in backbone.resolve(name)], dim=1) for name in names}
-    return FeatureSet(split.labels, rows, representations, store.identity)
+    return list(atoms)
 
 
 def _embed(
@@ -91,7 +126,7 @@ def _embed(
     options: ExtractionOptions,
 ) -> None:
     """Embed `rows` in batches and append shards; a shard is whole batches, so that a resumed run forms the same batches."""
-    size = options.batch_size or (CPU_BATCH if backbone.device.type == "cpu" else GPU_BATCH)
+    size = options.batch_size or _default_batch(backbone.device)
     forward = _BackingOff(backbone, preprocessing, atoms, size, options)
     pending: list[tuple[IntArray, dict[Atom, Tensor]]] = []
     flushed = time.monotonic()
@@ -99,42 +134,69 @@ def _embed(
     def flush() -> None:
         if pending:
             features = {str(atom): torch.cat([part[atom] for _, part in pending]) for atom in atoms}
-            store.append(np.concatenate([batch for batch, _ in pending]), features)
+            with profile.stage("write"):
+                store.append(np.concatenate([batch for batch, _ in pending]), features)
             pending.clear()
 
+    modules = backbone.modules if options.packed else ()
     try:
-        for batch, pixels in _decoded_batches(split, preprocessing, rows, size, options.workers):
-            pending.append((batch, forward(pixels)))
-            options.progress(len(batch))
-            held = sum(value.nbytes for _, part in pending for value in part.values())
-            if held > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
-                flush()
-                flushed = time.monotonic()
+        with packed_linears(modules, backbone.device, backbone.dtype, size * TOKENS):
+            for batch, pixels in decoded_batches(split, preprocessing, rows, size, options.workers):
+                pending.append((batch, forward(pixels)))
+                options.progress(len(batch))
+                held = sum(value.nbytes for _, part in pending for value in part.values())
+                if held > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
+                    flush()
+                    flushed = time.monotonic()
     finally:
         flush()
 
 
-def _decoded_batches(
+def _default_batch(device: torch.device) -> int:
+    """Images per forward pass where nobody says; by the number of threads, which share the cache among them."""
+    if device.type != "cpu":
+        return GPU_BATCH
+    return min(CPU_BATCH, max(SMALLEST_CPU_BATCH, CPU_BATCH_PER_THREAD * torch.get_num_threads()))
+
+
+def decoded_batches(
     split: Split, preprocessing: Preprocessing, rows: IntArray, size: int, workers: int | None
 ) -> Iterator[tuple[IntArray, Tensor]]:
     """Batches of decoded images, read ahead in threads: decoding and resizing release the GIL, so they overlap with compute."""
     workers = workers or min(16, _usable_cores())
     batches = deque(np.split(rows, np.arange(size, len(rows), size)))
     ahead: deque[tuple[IntArray, list[Future[Tensor]]]] = deque()
+    ahead_of_need = max(PREFETCHED_BATCHES, -(-PREFETCHED_IMAGES // size))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def decode(row: int) -> Tensor:
-        return preprocessing.geometry(split.image(row), split.where(row))
+        image = split.image(row) if profile.active() is None else _image_in_stages(split, row)
+        with profile.stage("transform", 1):
+            return preprocessing.geometry(image, split.where(row))
 
     try:
         while batches or ahead:
-            while batches and len(ahead) < PREFETCHED_BATCHES:
+            while batches and len(ahead) < ahead_of_need:
                 batch = batches.popleft()
                 ahead.append((batch, [pool.submit(decode, int(row)) for row in batch]))
             batch, futures = ahead.popleft()
-            yield batch, torch.stack([future.result() for future in futures])
+            with profile.stage("wait", len(batch)):
+                pixels = torch.stack([future.result() for future in futures])
+            yield batch, pixels
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _image_in_stages(split: Split, row: int) -> Image:
+    """As `Split.image`, with the reading of the bytes and their decoding told apart."""
+    source, number = split.locate(row)
+    with profile.stage("read", 1):
+        content = source.raw(number)
+        if isinstance(content, Path):
+            with suppress(OSError):  # decoding says what is wrong
+                content = content.read_bytes()
+    with profile.stage("decode", 1):
+        return replace(source, raw=lambda _: content).image(number)
 
 
 def _usable_cores() -> int:
@@ -171,10 +233,14 @@ class _BackingOff:
                 torch.cuda.empty_cache()
 
     def _encode(self, pixels: Tensor) -> dict[Atom, Tensor]:
-        if self.backbone.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        on_device = self.preprocessing.finish(pixels.to(self.backbone.device, non_blocking=True))
-        return {atom: value.cpu() for atom, value in self.backbone.encode_atoms(on_device, self.atoms).items()}
+        device = self.backbone.device
+        with profile.stage("transfer", len(pixels)):
+            if device.type == "cuda":
+                pixels = pixels.pin_memory()
+            on_device = self.preprocessing.finish(pixels.to(device, non_blocking=True))
+            profile.synchronise(device)
+        with profile.forward_and_pool(self.backbone.modules, device, len(pixels)):
+            return {atom: value.cpu() for atom, value in self.backbone.encode_atoms(on_device, self.atoms).items()}
 
     def _halve(self, error: Exception) -> None:
         device = self.backbone.device

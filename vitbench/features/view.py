@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitbench.features.featureset import FeatureSet, IntArray
+from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
 from vitbench.tasks.task import Split
 
 
@@ -39,15 +39,25 @@ def split_features(split: Split, rows: IntArray, sets: Mapping[str, FeatureSet])
         Labels and features by the split's own row numbers.
     """
     first = next(iter(sets[base.name] for base in split.bases if base.name in sets), None)
-    assert first is not None
+    if first is None:  # no row is asked for
+        return FeatureSet(split.labels, rows, {})
     if split.is_stored and np.array_equal(first.rows, rows):
         return first
     base, row = split.base[rows], split.row[rows]
-    representations: dict[str, Tensor] = {}
-    for name, values in first.representations.items():
-        features = torch.empty((len(rows), values.shape[1]), dtype=values.dtype)
-        for number, part in enumerate(split.bases):
-            if (mine := base == number).any():
-                features[torch.from_numpy(np.flatnonzero(mine))] = sets[part.name].select(name, row[mine])
-        representations[name] = features
-    return FeatureSet(split.labels, rows, representations)
+    parts = [sets.get(part.name) for part in split.bases]
+
+    def read(name: str, wanted: IntArray) -> Tensor:
+        found: Tensor | None = None
+        for number, part in enumerate(parts):
+            if part is None or not (mine := split.base[wanted] == number).any():
+                continue
+            stored, places = np.unique(split.row[wanted[mine]], return_inverse=True)
+            values = part.part(name, stored)
+            if found is None:
+                found = torch.empty((len(wanted), values.shape[1]), dtype=values.dtype)
+            found[torch.from_numpy(np.flatnonzero(mine))] = values[torch.from_numpy(places.reshape(-1))]
+        assert found is not None
+        return found
+
+    order = rows[np.lexsort((row, base))]  # as they are stored, so that a part is read from few shards
+    return FeatureSet(split.labels, rows, LazyRepresentations(list(first.representations), rows, read, order))

@@ -1,0 +1,127 @@
+"""What the benchmarks share: turns and medians, the machine, photographs to read, and the form of a result.
+
+A result is `bench/results/<name>.json`. Under `rows` it has what the table of `docs/performance.md` shows, a row per claim.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def row(
+    claim: str,
+    ours: str,
+    peer: str,
+    ratio: float,
+    goal: float,
+    *,
+    at_most: bool = False,
+    reason: str = "",
+) -> dict[str, Any]:
+    """One claim.
+
+    Args:
+        claim: What is compared.
+        ours: Our figure with its unit.
+        peer: The peer, with its version and figure.
+        ratio: How it is measured against the goal.
+        goal: What the ratio should reach.
+        at_most: The ratio should not exceed the goal.
+        reason: Why the goal is missed, if it is and that is known.
+    """
+    met = ratio <= goal if at_most else ratio >= goal
+    return {
+        "claim": claim,
+        "ours": ours,
+        "peer": peer,
+        "ratio": ratio,
+        "goal": f"{'≤' if at_most else '≥'} {goal:g}",
+        "met": met,
+        "reason": "" if met else reason,
+    }
+
+
+def taken_in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every side in every repeat. They take turns, every second time in reverse; a first round warms up.
+
+    Args:
+        sides: Name to the work.
+        repeats: Rounds that count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(-1, repeats):
+        order = list(sides.items())
+        for name, work in order if repeat % 2 else reversed(order):
+            started = time.perf_counter()
+            work()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio_of(slower: list[float], faster: list[float]) -> float:
+    """How many times as long one side took: the median over rounds, so that what slows a whole round down cancels."""
+    return statistics.median(first / second for first, second in zip(slower, faster, strict=True))
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed versions of distributions, and Python's."""
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def processor() -> str:
+    """The processor's model name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def write_result(name: str, result: Mapping[str, Any]) -> None:
+    """Write `bench/results/<name>.json` and print its rows."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"claim": name, **result, "processor": processor()}, indent=2, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    for item in result["rows"]:
+        print(
+            f"{name}: {item['claim']}: {item['ours']}; {item['peer']}; ratio {item['ratio']:.3g} (goal {item['goal']}, "
+            f"{'met' if item['met'] else 'missed'})"
+        )
+
+
+def make_photographs(folder: Path, classes: int, train: int, test: int, seed: int = 0) -> None:
+    """An image folder of JPEG photographs of 500 x 375 pixels: smooth shapes with noise, each class with a colour of its own.
+
+    Args:
+        folder: Where to; `<folder>/<split>/<class>/<number>.jpg`.
+        classes: How many.
+        train: Images per class of the split `train`.
+        test: Images per class of the split `test`.
+        seed: Of the pixels.
+    """
+    rng = np.random.default_rng(seed)
+    tints = rng.uniform(-40, 40, (classes, 3))
+    for split, count in (("train", train), ("test", test)):
+        for label in range(classes):
+            target = folder / split / str(label)
+            target.mkdir(parents=True)
+            for index in range(count):
+                coarse = (rng.uniform(40, 215, (12, 16, 3)) + tints[label]).clip(0, 255).astype(np.uint8)
+                image = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+                noisy = image + rng.integers(-12, 12, (375, 500, 3), dtype=np.int16)
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(target / f"{index:04d}.jpg", quality=90)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitbench.features import precision
+from vitbench.features.precision import FLOAT32_BOUND, packed_linears
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def repaying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor where packing repays; the kernels themselves run wherever torch brings oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(precision, "_repays", lambda dtype: True)
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 96), nn.GELU(), nn.Linear(96, 24, bias=False)).requires_grad_(False)
+
+
+def result(model: nn.Module, values: Tensor, dtype: str) -> Tensor:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        output: Tensor = model(values)
+        return output
+
+
+@pytest.mark.usefixtures("repaying")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (3, 17, 24), (2, 5, 7, 24)])
+def test_packed_layers_agree_to_the_bound_whatever_the_number_of_rows(dtype: str, shape: tuple[int, ...]) -> None:
+    model, values = make_model(), torch.randn(shape)
+    plain = result(model, values, dtype)
+    with packed_linears([model], CPU, dtype, 34) as count:
+        found = result(model, values, dtype)
+    assert count == 2
+    assert found.dtype == plain.dtype
+    if dtype == "bfloat16":
+        assert torch.equal(found, plain)
+    assert float((found - plain).abs().max()) <= FLOAT32_BOUND * float(plain.abs().max())
+
+
+@pytest.mark.usefixtures("repaying")
+def test_a_model_is_as_it_was_afterwards_also_after_an_error() -> None:
+    model, values = make_model(), torch.randn(3, 24)
+    before, plain = [dict(vars(layer)) for layer in model.modules()], model(values)
+    with pytest.raises(ValueError), packed_linears([model], CPU, "float32", 3):
+        assert "forward" in vars(model[0])  # type: ignore[index]
+        raise ValueError
+    assert [set(vars(layer)) for layer in model.modules()] == [set(names) for names in before]
+    assert torch.equal(model(values), plain)
+
+
+@pytest.mark.usefixtures("repaying")
+def test_where_a_model_switches_autocast_off_nothing_is_rounded() -> None:
+    model, values = make_model(), torch.randn(3, 24)
+    plain = model(values)
+    with packed_linears([model], CPU, "bfloat16", 3), torch.inference_mode():
+        assert torch.equal(model(values), plain)
+
+
+@pytest.mark.usefixtures("repaying")
+def test_only_plain_linear_layers_are_touched() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return 2 * super().forward(input)
+
+    model = nn.Sequential(Scaled(4, 4), nn.Linear(4, 4).half(), nn.Conv2d(3, 3, 1)).requires_grad_(False)
+    with packed_linears([model], CPU, "float32", 3) as count:
+        assert count == 0
+    with packed_linears([make_model()], torch.device("meta"), "float32", 3) as count:
+        assert count == 0
+
+
+@pytest.mark.usefixtures("repaying")
+def test_a_layer_beyond_the_bound_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = precision._packed
+
+    def wrong(layer: nn.Linear, *arguments: Any) -> Any:
+        forward = original(layer, *arguments)
+        assert forward is not None
+        return (lambda values: forward(values) * 1.001) if layer.in_features == 24 else forward
+
+    monkeypatch.setattr(precision, "_packed", wrong)
+    model, values = make_model(), torch.randn(3, 24)
+    plain = model(values)
+    with packed_linears([model], CPU, "float32", 3) as count, torch.inference_mode():
+        assert torch.allclose(model(values), plain, atol=1e-6)
+    assert count == 1
+
+
+@pytest.mark.parametrize(("maker", "intel"), [("AuthenticAMD", False), ("GenuineIntel", True), ("", True)])
+def test_the_maker_of_the_processor_decides_and_not_a_timing(
+    maker: str, intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision.Path, "read_text", lambda *arguments, **keywords: f"vendor_id : {maker}")
+    precision.made_by_intel.cache_clear()
+    try:
+        assert precision.made_by_intel() is intel
+    finally:
+        precision.made_by_intel.cache_clear()
