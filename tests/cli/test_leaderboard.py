@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.conftest import ImageFolderMaker
 from tests.records.test_costs import make_cost
 from tests.records.test_store import PREDICTIONS, make_record
 from vitbench.cli.main import app, main
@@ -114,6 +115,25 @@ def test_pivot_interval_costs_and_efficiency_from_the_command_line(small: Path) 
     assert "label efficiency" in shown("-o", str(small), "--label-efficiency")
 
 
+def test_runs_of_two_protocols_stand_side_by_side(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    run = ["run", "-o", str(tmp_path / "out"), "--backbone", "pixels", "--tasks", f"imagefolder:{image_folder()}"]
+    for protocol in (["ridge"], ["ridge", "--l2", "4"], ["fewshot", "--shots", "2", "--seeds", "2"]):
+        done = CliRunner().invoke(app, [*run, "--protocol", *protocol])
+        assert done.exit_code == 0, done.output
+    text = shown("-o", str(tmp_path / "out"), "--side-by-side", "--format", "markdown")
+    rows = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| pixels")]
+    assert sorted(rows) == [
+        "fewshot · l2 = 1024 · 2-shot",
+        "ridge · l2 = 1024 · all train images",
+        "ridge · l2 = 4 · all train images",
+    ]
+    assert text.count("**protocols side by side**") == 1
+    assert "- learned from: fewshot 6 images, 2 seeds; ridge 18 images, 1 seed" in text
+    assert "- rows of ridge differ in l2 (4, 1024)" in text
+    found = json.loads(shown("-o", str(tmp_path / "out"), "--side-by-side", "--metric", "macro_f1", "--format", "json"))
+    assert {(row["metric"], row["setting"]) for row in found} == {("macro_f1", setting) for setting in rows}
+
+
 def test_html_is_saved_with_links_from_where_it_lies(small: Path, tmp_path: Path) -> None:
     page = tmp_path / "pages" / "board.html"
     assert shown("-o", str(small), "--format", "html", "--save", str(page)).strip() == str(page)
@@ -137,6 +157,8 @@ def test_a_pareto_plot_is_drawn_from_the_command_line(small: Path, tmp_path: Pat
         (["--pareto", "gflops"], "--pareto COST and --plot FILE.png go together"),
         (["--save", "x.md"], "--save writes markdown, csv, json, latex or html"),
         (["--rows", "shot", "--label-efficiency"], "leave --rows and --columns out"),
+        (["--side-by-side", "--rows", "shot"], "--side-by-side has rows and columns of its own"),
+        (["--side-by-side", "--label-efficiency"], "leave --rows, --columns and --label-efficiency out"),
         (["--costs", "--device", "tpu"], "no cost was measured on 'tpu'"),
         (["--rows", ""], "--rows is empty"),
     ],

@@ -20,6 +20,8 @@ EXAMPLES = """Examples:
 
 `vitbench leaderboard --tasks vtab --protocol ridge --published`
 
+`vitbench leaderboard --side-by-side --tasks cifar10`
+
 `vitbench leaderboard --rows backbone,representation --columns shot --interval combined`
 
 `vitbench leaderboard --shots 5 --costs --pareto gflops --plot pareto.png`
@@ -43,6 +45,12 @@ def leaderboard(
         str | None, typer.Option(help="The score to show, such as top5_accuracy; each task's own if not given.")
     ] = None,
     limited: Annotated[bool, typer.Option("--limited", help="Show limited runs in place of full ones.")] = False,
+    side_by_side: Annotated[
+        bool,
+        typer.Option(
+            "--side-by-side", help="One table for all protocols, parameters and shots, each a row of its own."
+        ),
+    ] = False,
     rows: Annotated[
         str | None, typer.Option(help="Fields of records that make the rows, such as representation,dtype.")
     ] = None,
@@ -135,7 +143,7 @@ def leaderboard(
         metric=metric,
         suites=suites(),
         published=read_published() if published else None,
-        show=Show(interval, normalised, mean_rank, rank_incomplete, measured, device or ""),
+        show=Show(interval, normalised, mean_rank, rank_incomplete, measured, device or "", side_by_side=side_by_side),
         efficiency=label_efficiency,
         rows=split_list(rows or ""),
         columns=split_list(columns or ""),

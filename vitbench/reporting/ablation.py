@@ -132,7 +132,7 @@ def _task_rows(task: str, part: pd.DataFrame, subject: Subject, compared: str, r
             str(group["representation_provenance"].iloc[0]),
             _alias(group) if compared in _OF_FEATURES else "",
             score=float(group["score"].mean()),
-            interval=None if isinstance(mine, str) else statistics.combined_interval(mine.values),
+            interval=None if isinstance(mine, str) else statistics.combined_interval(mine.values, unit=mine.unit),
             n_seeds=group["seed"].nunique(),
             n_images=int(group["n_test"].max()),
         )
@@ -177,7 +177,7 @@ def _compared(row: Row, base: pd.DataFrame, group: pd.DataFrame, theirs: Hits | 
     a, b, seeds = shared_seeds(mine, theirs)
     if not seeds:
         return replace(row, remark="not paired: no seed that both have")
-    return replace(row, comparison=statistics.paired_difference(a, b))
+    return replace(row, comparison=statistics.paired_difference(a, b, unit=mine.unit))
 
 
 def _alias(group: pd.DataFrame) -> str:
@@ -267,7 +267,10 @@ def _adjusted(tables: Sequence[Table], correction: Correction) -> list[Table]:
 
 def _methods(tables: Sequence[Table], ablation: Ablation, correction: Correction) -> Iterator[str]:
     compared = [row.comparison for table in tables for row in table.rows if row.comparison is not None]
-    yield "score: in %, mean over seeds; its 95 % interval covers other support sets and other test images"
+    of_scores = [row.interval.method for table in tables for row in table.rows if row.interval is not None]
+    drawn = bool(of_scores) and all("episodes" in method for method in of_scores)
+    covered = "other draws of episodes from the same images" if drawn else "other support sets and other test images"
+    yield f"score: in %, mean over seeds; its 95 % interval covers {covered}"
     if not compared:
         return
     yield (

@@ -12,7 +12,7 @@ from vitbench.reporting import footnotes
 from vitbench.reporting.beside import beside
 from vitbench.reporting.conflicts import Place, settle
 from vitbench.reporting.intervals import ends
-from vitbench.reporting.labels import ROW_LABELS, signs
+from vitbench.reporting.labels import ROW_LABELS, SETTING, setting_title, signs
 from vitbench.reporting.published import published_rows
 from vitbench.reporting.suites import MEAN as SUITE_MEAN
 from vitbench.reporting.suites import MEAN_OF_GROUPS, aggregate
@@ -40,6 +40,7 @@ class Show:
         costs: Measurements to show beside the rows; None for no such columns.
         device: Show only costs of devices whose name has this in it.
         published: Published numbers to show below; None for none.
+        side_by_side: Records have a `setting`, which makes rows too: the table may hold several protocols.
     """
 
     interval: str = "seeds"
@@ -49,6 +50,17 @@ class Show:
     costs: Sequence[Cost] | None = None
     device: str = ""
     published: pd.DataFrame | None = None
+    side_by_side: bool = False
+
+    @property
+    def rows(self) -> list[str]:
+        """The columns of records that label a row."""
+        return [*ROW_LABELS, SETTING] if self.side_by_side else list(ROW_LABELS)
+
+    @property
+    def names(self) -> list[str]:
+        """What the table calls them."""
+        return ["backbone", "representation", "variant", *(["protocol"] if self.side_by_side else [])]
 
 
 @dataclass(frozen=True)
@@ -136,12 +148,21 @@ def tasks_board(
         means = members.mean(axis=1, skipna=partial)
         return scores[columns].assign(**({name: means} if name else {}))
 
-    lines = footnotes.lacking(records, group) if group else []
-    complete = records.groupby([*ROW_LABELS, "seed"])["column"].nunique() == len(columns)
-    if name and not group and not complete.groupby(level=ROW_LABELS).any().all() and not show.rank_incomplete:
+    lines = footnotes.lacking(records, group, show.rows) if group else []
+    complete = records.groupby([*show.rows, "seed"])["column"].nunique() == len(columns)
+    if name and not group and not complete.groupby(level=show.rows).any().all() and not show.rank_incomplete:
         lines = ["rows without a mean lack a task, or have no seed that all their tasks share"]
     notes = [*told, *footnotes.of_tasks(records, show.interval), *lines]
-    return assemble(records, _title(records, subject), arrange, notes, show, averaged=averaged)
+    return assemble(
+        records,
+        _title(records, subject, show),
+        arrange,
+        notes,
+        show,
+        averaged=averaged,
+        rows=show.rows,
+        names=show.names,
+    )
 
 
 def means_board(
@@ -168,10 +189,11 @@ def means_board(
     members = {names[group]: tasks for group, tasks in groups.items()}
     members |= {names[SUITE_MEAN]: every, names[MEAN_OF_GROUPS]: every}
     there = [task for task in every if task in single]
-    notes = [*told, *footnotes.of_means(records, len(every), show.interval), *footnotes.lacking(records, every)]
+    notes = [*told, *footnotes.of_means(records, len(every), show.interval)]
+    notes += footnotes.lacking(records, every, show.rows)
     return assemble(
         records,
-        _title(records, subject),
+        _title(records, subject, show),
         lambda scores, partial: aggregate(by_task(scores, records), groups, partial=partial).rename(columns=names),
         notes,
         show,
@@ -182,6 +204,8 @@ def means_board(
             name: "".join(sorted({sign for task in tasks for sign in task_signs.get(task, "")}))
             for name, tasks in members.items()
         },
+        rows=show.rows,
+        names=show.names,
     )
 
 
@@ -229,7 +253,9 @@ def assemble(
         cells, partial = _filled(cells, arrange(scores, True))
     starred = [f"{PARTIAL} a mean of the tasks that the row has: it compares with no mean of all"] if partial else []
     ranked_by = by or str(cells.columns[-1])
-    order = cells[ranked_by].sort_values(ascending=False, na_position="last", kind="stable").index if ranked else index
+    # Side by side, a row may be of one task alone: rows without a mean are in order within each task.
+    keys = [ranked_by, *([name for name in cells.columns if name != ranked_by] if show.side_by_side else [])]
+    order = cells.sort_values(keys, ascending=False, na_position="last", kind="stable").index if ranked else index
     chance = _chance(records, data)
     chance_row = arrange(chance.to_frame().T, False)[cells.columns]
     chance_row.index = pd.MultiIndex.from_tuples([("chance", *[""] * (len(rows) - 1))], names=list(rows))
@@ -238,6 +264,7 @@ def assemble(
     )
     extras, beside_notes = beside(records, rows, scores[list(averaged)], chance, show)
     below, gaps, sources = published_rows(records, show.published, arrange, ranked_by, cells, means or {})
+    below, gaps = (_widened(table, len(rows)) for table in (below, gaps))
     shown = pd.concat([cells.loc[order], chance_row])
     spread = spread.loc[order]
     shown.columns.name = spread.columns.name = None
@@ -270,6 +297,14 @@ def _on(table: pd.DataFrame, index: pd.MultiIndex) -> pd.DataFrame:
     return table.reindex(index)
 
 
+def _widened(published: pd.DataFrame, labels: int) -> pd.DataFrame:
+    """Published rows with as many labels as one's own; those that they lack are empty."""
+    if not len(published):
+        return published
+    wider = [(*found, *[""] * (labels - len(found))) for found in published.index]
+    return published.set_axis(pd.MultiIndex.from_tuples(wider))
+
+
 def _filled(cells: pd.DataFrame, part: pd.DataFrame) -> tuple[pd.DataFrame, frozenset[Place]]:
     """The cells with means over what is there in place of those that are missing, and which these are."""
     new = cells.isna() & part[cells.columns].notna()
@@ -295,9 +330,11 @@ def _single(records: pd.DataFrame) -> dict[str, str]:
     return {str(task): found[0] for task, found in columns.items() if len(found) == 1}
 
 
-def _title(records: pd.DataFrame, subject: str) -> str:
+def _title(records: pd.DataFrame, subject: str, show: Show) -> str:
     first = records.iloc[0]
     limit = "" if pd.isna(first["limit"]) else f" · LIMITED to {int(first['limit'])} test images"
     metrics = set(records["shown_metric"])
     metric = f" · {metrics.pop()}" if len(metrics) == 1 and metrics != {"accuracy"} else ""
-    return f"{first['protocol']} · {first['protocol_label']} · {subject}{metric}{limit}"
+    if show.side_by_side:
+        return f"{subject}{metric}{limit}"
+    return f"{first['protocol']} · {setting_title(first['protocol_label'], subject)}{metric}{limit}"

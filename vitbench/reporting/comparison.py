@@ -312,6 +312,11 @@ def _pair(match: Match) -> Pair:
 def _hits(records: pd.DataFrame) -> Hits:
     """The hits of one side, once it is known that they give the records' scores."""
     found = hits(records, records["path"].tolist())
+    if found.unit == statistics.EPISODES:
+        raise UsageError(
+            "episodes score an image several times, and compare pairs single predictions of images: "
+            "vitbench ablate pairs episodes, of two representations of one backbone"
+        )
     for seed, score in zip(found.seeds, found.values.mean(axis=1), strict=True):
         record = records[records["seed"] == seed].iloc[0]
         if abs(score - record["score"]) > 1e-6:

@@ -11,7 +11,6 @@ from vitbench.backbones.spec import parse_backbone_spec
 from vitbench.errors import UsageError, VitbenchError, listed
 from vitbench.records.costs import Cost
 from vitbench.reporting.labels import ROW_LABELS
-from vitbench.tasks import transforms
 
 PARAMETERS, GFLOPS, DIMENSION = "params (M)", "GFLOPs", "dim"
 SPEED, MEMORY = "images/s", "memory (MB)"
@@ -108,6 +107,8 @@ def cost_notes(costs: Sequence[Cost]) -> list[str]:
 
 def _matching(row: pd.Series, costs: Sequence[Cost]) -> list[Cost]:
     """The measurements of a row, those of its own weights first, then the newest first."""
+    from vitbench.tasks import transforms  # which brings torch, and only a table with costs needs it
+
     try:
         size = transforms.parse(row["preprocessing"]).output_size
     except VitbenchError:
@@ -116,11 +117,16 @@ def _matching(row: pd.Series, costs: Sequence[Cost]) -> list[Cost]:
         cost
         for cost in costs
         if (cost.architecture, cost.num_parameters, cost.dtype)
-        == (row["architecture"], row["num_parameters"], row["dtype"])
+        == (row["architecture"], row["num_parameters"], _computed_in(row))
         and tuple(cost.input_size) == tuple(size)
     ]
     newest = sorted(same, key=lambda cost: cost.provenance.created, reverse=True)
     return sorted(newest, key=lambda cost: cost.backbone_name != row["backbone_name"])
+
+
+def _computed_in(row: pd.Series) -> str:
+    """The dtype of a row's forward pass, whatever its features were kept as."""
+    return str(row["dtype"]).partition(" ")[0]
 
 
 def _flops(found: Sequence[Cost]) -> float:
@@ -136,7 +142,7 @@ def _remedy(rows: Sequence[pd.Series]) -> list[str]:
     """The commands that measure what is lacking."""
     missing: dict[str, list[str]] = {}
     for row in rows:
-        specs = missing.setdefault(str(row["dtype"]), [])
+        specs = missing.setdefault(_computed_in(row), [])
         specs += [spec] if (spec := str(row["spec"])) not in specs else []
     lines = []
     for dtype, specs in missing.items():

@@ -181,6 +181,11 @@ def _read(path: Path, num_classes: int, accuracy: float) -> Predictions:
             f"the predictions beside {path} are damaged: none are there, or of classes outside 0 to {num_classes - 1}; "
             f"run the record's command again with --on-existing rerun"
         )
+    if table.episode is not None:
+        raise UsageError(
+            "episodes classify an image several times, among other classes each time: diagnose looks at records with one "
+            "prediction for each test image, such as those of fewshot, ridge and knn"
+        )
     sure = table.confidence
     if sure is not None and not bool(np.all((sure >= 0) & (sure <= 1))):
         raise StoreError(f"the predictions beside {path} are damaged: a confidence is no number from 0 to 1")
@@ -196,7 +201,8 @@ def _read(path: Path, num_classes: int, accuracy: float) -> Predictions:
 def _title(first: pd.Series) -> str:
     where = f"{backbone_label(str(first['backbone']))} · {first['representation']} · {first['task']}"
     limit = "" if pd.isna(first["limit"]) else f" · LIMITED to {int(first['limit'])} test images"
-    return f"{where} · {first['protocol']}, {first['protocol_label']} · {shot_label(int(first['shot']))}{limit}"
+    shot = shot_label(int(first["shot"]), first["n_support"])
+    return f"{where} · {first['protocol']}, {first['protocol_label']} · {shot}{limit}"
 
 
 def _names(task: Task | None, first: pd.Series, num_classes: int) -> tuple[tuple[str, ...], list[str]]:

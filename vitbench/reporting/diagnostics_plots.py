@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from vitbench.errors import UsageError
 from vitbench.reporting.diagnostics import Diagnostics
+from vitbench.training import pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ANNOTATED = 20
-NAMED = 60
-
-_COLOURS = "Blues"
 _BLUE, _GREY = "#0072b2", "#888888"
 
 
 def confusion_figure(diagnostics: Diagnostics) -> Figure:
-    """The confusion matrix in percent of each true class.
-
-    Up to `ANNOTATED` classes have their numbers written in the cells, up to `NAMED` their names at the sides; beyond that labels
-    are at round numbers. Colours grow with the square root, so that confusions of a few percent show beside a diagonal of 100.
-    """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
-    count = len(diagnostics.class_names)
-    side = 4.2 + 0.45 * count if count <= ANNOTATED else 4.2 + 0.18 * count if count <= NAMED else 11.0
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
-    axes = figure.add_subplot()
-    percent = 100 * diagnostics.normalised
-    axes.set_facecolor("#dddddd")
-    image = axes.imshow(
-        np.ma.masked_invalid(percent), cmap=_COLOURS, norm=PowerNorm(0.5, 0, 100), interpolation="nearest"
+    """The confusion matrix in percent of each true class; see `vitbench.training.pictures.confusion_figure`."""
+    return pictures.confusion_figure(
+        diagnostics.confusion, diagnostics.class_names, diagnostics.title, _summary(diagnostics)
     )
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_label("% of the images of the true class")
-    if count <= ANNOTATED:
-        _annotate(axes, percent)
-    _ticks(axes, diagnostics)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    _title(axes, diagnostics.title, _summary(diagnostics), width=round(side * 9))
-    return figure
 
 
 def reliability_figure(diagnostics: Diagnostics) -> Figure:
@@ -81,32 +53,6 @@ def reliability_figure(diagnostics: Diagnostics) -> Figure:
     error = f"expected calibration error {100 * found.ece:.1f} %"
     _title(axes, diagnostics.title, f"{error} · {_sizes(diagnostics)}", width=66)
     return figure
-
-
-def _annotate(axes: Axes, percent: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
-    for true, row in enumerate(percent):
-        for predicted, value in enumerate(row):
-            # Zeros stay blank: a reader looks for what is there. A colour of 45 % and more is dark.
-            if value > 0:
-                text = f"{value:.0f}" if value >= 0.95 else f"{value:.1f}"
-                ink = "white" if value >= 45 else "black"
-                axes.text(predicted, true, text, ha="center", va="center", color=ink, fontsize=8)
-
-
-def _ticks(axes: Axes, diagnostics: Diagnostics) -> None:
-    count = len(diagnostics.class_names)
-    if count > NAMED:
-        step = next(step for step in (10, 20, 25, 50, 100, 200, 500, 10**9) if count / step <= 20)
-        axes.set_xticks(range(0, count, step))
-        axes.set_yticks(range(0, count, step))
-        return
-    names = [textwrap.shorten(" ".join(name.split()), 28, placeholder="…") or "…" for name in diagnostics.class_names]
-    size = 9 if count <= ANNOTATED else 7
-    # A name may hold dollar signs: they are no formula.
-    axes.set_xticks(
-        range(count), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size, parse_math=False
-    )
-    axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
 
 
 def _summary(diagnostics: Diagnostics) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from vitbench.errors import listed
-from vitbench.reporting.labels import DEVIATES, ROW_FIELDS, ROW_LABELS, SYNTHETIC, splits_text
+from vitbench.reporting.labels import DEVIATES, ROW_FIELDS, ROW_LABELS, SETTING, SYNTHETIC, in_episodes, splits_text
 
 FLOOR_ARCHITECTURE = "pixels"
 
@@ -40,8 +40,8 @@ def of_tasks(records: pd.DataFrame, interval: str = "seeds", among: pd.DataFrame
     missing = sorted(set(records["task"]) - set(floors[floors["architecture"] == FLOOR_ARCHITECTURE]["task"]))
     if missing:
         notes.append(f"no pixels floor for {listed(missing)}: vitbench run --backbone pixels --tasks … makes it")
-    warnings = records[records["warnings"] != ""].groupby("column")["warnings"].first()
-    notes += [f"{column}: {text}" for column, text in warnings.items()]
+    warnings = records[records["warnings"] != ""].groupby("column", sort=False)["warnings"].first()
+    notes += [f"{listed(map(str, same.index))}: {text}" for text, same in warnings.groupby(warnings, sort=False)]
     return [*notes, *_signs(records), *_untrained(records)]
 
 
@@ -54,13 +54,13 @@ def of_means(records: pd.DataFrame, count: int, interval: str = "seeds") -> list
     return [*notes, *_letters(records), *_splits(records), *_signs(records), *_untrained(records)]
 
 
-def lacking(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+def lacking(records: pd.DataFrame, tasks: Sequence[str], labels: Sequence[str] = ROW_LABELS) -> list[str]:
     """Why rows lack the mean of `tasks`: tasks without a record, or with two sets of data, or no seed that all tasks share."""
     several = records.groupby("task")["column"].nunique()
     twofold = [f"no mean: {task} stands for {count} sets of data" for task, count in several[several > 1].items()]
     reasons: dict[str, list[str]] = {}
     rows = 0
-    for labels, row in records.groupby(ROW_LABELS, sort=False):
+    for found, row in records.groupby(list(labels), sort=False):
         rows += 1
         missing = [task for task in tasks if task not in set(row["task"])]
         seeds = row.groupby("task")["seed"].agg(set)
@@ -70,7 +70,7 @@ def lacking(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
             reason = "no seed that all tasks share"
         else:
             continue
-        reasons.setdefault(reason, []).append(" ".join(str(label) for label in labels if label))
+        reasons.setdefault(reason, []).append(" ".join(str(label) for label in found if label))
     return twofold + [
         f"no mean: {reason}" + ("" if len(names) == rows else f" ({listed(names)})")
         for reason, names in reasons.items()
@@ -78,10 +78,15 @@ def lacking(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
 
 
 def _unit(records: pd.DataFrame, interval: str) -> str:
-    groups = [set(group) for _, group in records.groupby([*ROW_FIELDS, "column"])["seed"]]
+    apart = [SETTING] if SETTING in records else []
+    seeds = records.groupby([*ROW_FIELDS, *apart, "column"])["seed"].agg(frozenset)
+    groups = list(seeds)
     used = f"{len(groups[0])} seed{'s' if len(groups[0]) > 1 else ''}"
     if any(group != groups[0] for group in groups):
         used = "NOT the same seeds everywhere: such cells are not paired, and a mean is over the seeds that a row's tasks share"
+        if apart and (seeds.groupby(level=SETTING).nunique() == 1).all():
+            used = "each protocol its own seeds"
+    over = "episodes" if in_episodes(records).all() else ""
     metrics = records.groupby("shown_metric")["column"].unique()
     if len(metrics) == 1:
         unit = str(metrics.index[0])
@@ -89,9 +94,12 @@ def _unit(records: pd.DataFrame, interval: str) -> str:
         each = "; ".join(f"{metric}: {listed(sorted(columns), most=8)}" for metric, columns in metrics.items())
         unit = f"each task's own metric ({each}; a mean is the mean of the tasks' own metrics)"
     if all(len(group) == 1 for group in groups) and groups.count(groups[0]) == len(groups):
-        single = ", with its 95 % interval over test images" if interval == "combined" else ""
+        single = f", with its 95 % interval over {over or 'test images'}" if interval == "combined" else ""
         return f"{unit} in %{single} ({used})"
-    return f"{unit} in %, {SPREADS[interval]} ({used})"
+    spread = (
+        f"mean over seeds and its 95 % interval over {over}" if over and interval == "combined" else SPREADS[interval]
+    )
+    return f"{unit} in %, {spread} ({used})"
 
 
 def _letters(records: pd.DataFrame) -> list[str]:

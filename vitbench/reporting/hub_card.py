@@ -141,7 +141,7 @@ def _complete(records: Sequence[Record]) -> tuple[list[list[Record]], list[str]]
         first, seeds = group[0], {record.seed for record in group}
         if missing := sorted(expected[_protocol(first)] - seeds):
             notes.append(
-                f"left out: {first.representation} on {first.task}, {first.protocol}, {shot_label(first.shot)}: "
+                f"left out: {first.representation} on {first.task}, {first.protocol}, {shot_label(first.shot, first.n_support)}: "
                 f"it lacks seed {listed(map(str, missing))}"
             )
         else:
@@ -160,7 +160,7 @@ def _result(group: Sequence[Record], several: bool) -> EvalResult:
     spread = round(statistics.stdev(scores), 6) if len(scores) > 1 else None
     mean = round(statistics.fmean(scores), 6)
     over = f", mean of {len(scores)} seeds ± {spread:.4f}" if spread is not None else ""
-    how = f"{first.protocol}, {shot_label(first.shot)}, {first.protocol_label}, {first.representation}"
+    how = f"{first.protocol}, {shot_label(first.shot, first.n_support)}, {first.protocol_label}, {first.representation}"
     how += f", {first.dtype}, {first.preprocessing}" if several else ""
     return EvalResult(
         task_type="image-classification",
@@ -172,14 +172,14 @@ def _result(group: Sequence[Record], several: bool) -> EvalResult:
             "unit": "fraction",
             "protocol": first.protocol,
             "parameters": first.parameters,
-            "shots": first.shot or "all train images",
+            "shots": first.shot or shot_label(0, first.n_support),
             "seeds": [record.seed for record in group],
             "standard_deviation": spread,
             "representation": first.representation,
             "preprocessing": first.preprocessing,
             "dtype": first.dtype,
             "train_split": first.splits.get("train", "train"),
-            "test_images": first.n_test,
+            "predictions" if "episodes" in first.details else "test_images": first.n_test,
         },
         **_dataset(first),
     )

@@ -63,7 +63,7 @@ def _interval(records: pd.DataFrame) -> Interval:
         VitbenchError: Its predictions are missing, or are not those of its score.
     """
     found = hits(records.assign(metric=records["shown_metric"]), [Path(path) for path in records["path"]])
-    interval = combined_interval(found.values)
+    interval = combined_interval(found.values, unit=found.unit)
     score = float(records["value"].mean())
     if not np.isclose(interval.estimate, score, atol=1e-6):
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import string
 
 import pandas as pd
@@ -19,12 +20,37 @@ DATA_FIELDS = ["train_fingerprint", "test_fingerprint", "num_classes", "identity
 ROW_LABELS = ["backbone", "shown", "variant"]
 """The labels of a row, as `labelled` makes them."""
 
+SETTING = "setting"
+"""One more label of a row where protocols stand side by side; see `vitbench.reporting.side_by_side`."""
+
 DEVIATES, SYNTHETIC = "†", "‡"
 
 
-def shot_label(shot: int) -> str:
-    """A shot in words: shot 0 is a protocol that draws nothing and learns from the whole train split."""
-    return f"{shot}-shot" if shot else "all train images"
+def shot_label(shot: int, learned: float | None = None) -> str:
+    """A shot in words: shot 0 is a protocol that draws nothing and learns from the whole train split, or from nothing at all.
+
+    Args:
+        shot: Images per class.
+        learned: Number of images that were learned from (`n_support`), where it is known.
+    """
+    if shot:
+        return f"{shot}-shot"
+    return "no training" if learned == 0 else "all train images"
+
+
+def in_episodes(records: pd.DataFrame) -> pd.Series:
+    """Which records score episodes: their unit is the episode, and `n_test` counts queries, in which an image may come again."""
+    return records["episodes"].notna() if "episodes" in records else pd.Series(False, index=records.index)
+
+
+def setting_title(label: str, subject: str) -> str:
+    """A protocol's label and what a table is about, for its title.
+
+    What draws classes says how many at the beginning of its label, and is read in one breath with the shot: `5-way, 600
+    episodes` and `5-shot · omniglot` become `5-way 5-shot, 600 episodes · omniglot`.
+    """
+    way, shot = re.match(r"(\d+-way)(, .*)", label), re.match(r"(\d+-shot)(.*)", subject)
+    return f"{way[1]} {shot[1]}{way[2]}{shot[2]}" if way and shot else f"{label} · {subject}"
 
 
 def labelled(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,13 +1,15 @@
 """Leaderboards: rows are backbone × representation, columns are tasks, cells are scores in percent over seeds.
 
 Records that do not measure the same thing never share a column: one table is one protocol with one set of parameters, over full
-test splits or over equally limited ones, at one shot; where there is a single task, its shots are the columns. A suite whose
-tasks lie in groups has a table of its means, then a table per group.
+test splits or over equally limited ones, at one shot; where there is a single task, its shots are the columns. Side by side, the
+protocol with its parameters and shot is one more label of a row. A suite whose tasks lie in groups has a table of its means, then
+a table per group.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -19,6 +21,7 @@ from vitbench.protocols.metrics import NEEDS
 from vitbench.reporting.boards import Groups, Leaderboard, Show, means_board, tasks_board
 from vitbench.reporting.labels import ROW_LABELS, labelled, shot_label, splits_text
 from vitbench.reporting.pivot import pivot_boards
+from vitbench.reporting.side_by_side import SUBJECT, differences, with_settings
 from vitbench.reporting.suites import grouped_suites
 from vitbench.reporting.summaries import EFFICIENCY, efficiency_records
 
@@ -50,15 +53,20 @@ def leaderboards(
         suites: Every folder of tasks and the tasks in it (`vitbench.tasks.catalog.suites()`); those with subfolders are shown
             by group.
         published: Published numbers (`read_published()`) to show below one's own.
-        show: What else to show.
+        show: What else to show, and whether protocols stand side by side.
         efficiency: Add tables of label efficiency over the shots that there are.
         rows: Fields of records whose values make the rows, in place of backbone and representation.
         columns: Fields whose values make the columns, in place of the task.
 
     Raises:
-        UsageError: No record is left, or none has such a score; what there is is named. A field does not exist.
+        UsageError: No record is left, or none has such a score; what there is is named. A field does not exist. Side by side, a
+            pivot or label efficiency is asked for.
     """
     show = replace(show or Show(), published=published)
+    if show.side_by_side and (rows or columns or efficiency):
+        raise UsageError(
+            "--side-by-side has rows and columns of its own: leave --rows, --columns and --label-efficiency out"
+        )
     chosen = frame
     if len(frame):
         chosen = frame[frame["limit"].notna() if limited else frame["limit"].isna()]
@@ -79,22 +87,40 @@ def leaderboards(
     records, told = labelled(measured), [*told, *without]
     if rows or columns:
         return list(pivot_boards(records, list(frame.columns), rows, columns, told, show))
+    if show.side_by_side:
+        return list(_side_by_side(with_settings(records), told, grouped_suites(suites or {}), show))
     return list(_boards(records, told, grouped_suites(suites or {}), show, efficiency))
 
 
 def _boards(
     records: pd.DataFrame, told: Sequence[str], suites: Mapping[str, Groups], show: Show, efficiency: bool
 ) -> Iterator[Leaderboard]:
-    for _, group in records.groupby(["protocol", "parameters", "limit"], dropna=False, sort=True):
+    alike = records.groupby(["protocol", "parameters", "limit"], dropna=False, sort=True)
+    for _, group in sorted(alike, key=lambda one: _natural(one[0])):
         if group["column"].nunique() == 1 and group["shot"].nunique() > 1:
             ordered = group.assign(whole=group["shot"] == 0).sort_values(["whole", "shot"], kind="stable")
             ordered = ordered.assign(column=ordered["shot"].map(shot_label))
             yield tasks_board(ordered, group["column"].iloc[0], told, summed=False, show=show)
         else:
             for _, part in group.groupby("shot", sort=True):
-                yield from _of_one_shot(part, shot_label(part["shot"].iloc[0]), told, suites, show)
+                yield from _of_one_shot(
+                    part, shot_label(part["shot"].iloc[0], part["n_support"].max()), told, suites, show
+                )
         if efficiency:
             yield from _efficiency(group, told, suites, show)
+
+
+def _side_by_side(
+    records: pd.DataFrame, told: Sequence[str], suites: Mapping[str, Groups], show: Show
+) -> Iterator[Leaderboard]:
+    """The tables of all protocols, parameters and shots, over full test splits or over equally limited ones."""
+    for _, group in records.groupby("limit", dropna=False, sort=True):
+        yield from _of_one_shot(group, SUBJECT, [*told, *differences(group)], suites, show)
+
+
+def _natural(labels: Sequence[object]) -> list[list[str | int]]:
+    """What texts are in order by when the numbers in them are in order of size: k=5 before k=20."""
+    return [[int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", str(text))] for text in labels]
 
 
 def _of_one_shot(
@@ -164,7 +190,8 @@ def _measured(records: pd.DataFrame, metric: str | None) -> tuple[pd.DataFrame, 
     value = records["score"] if metric is None else records[metric]
     # Chance is recorded for a task's own metric; a guess that is uniform over K classes has 1 / K, and 5 / K in the top 5.
     uniform = {"accuracy": 1.0, "mean_per_class_accuracy": 1.0, "top5_accuracy": 5.0}
-    guess = (shown.map(uniform) / records["num_classes"]).clip(upper=1.0)
+    choices = records["way"].fillna(records["num_classes"]) if "way" in records else records["num_classes"]
+    guess = (shown.map(uniform) / choices).clip(upper=1.0)
     chance = records["chance"].where(shown == records["metric"], guess)
     missing = value.isna()
     if missing.all():

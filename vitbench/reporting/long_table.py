@@ -66,12 +66,13 @@ def _long_tasks(board: Leaderboard) -> pd.DataFrame:
 def _long_means(board: Leaderboard) -> pd.DataFrame:
     """A suite's means where they exist; `task` is the group or the suite."""
     metrics = set(board.records["shown_metric"])
-    rows = board.records.drop_duplicates(ROW_LABELS).set_index(ROW_LABELS)[[*_ROW, *_SETTING]]
+    labels = list(board.rows)
+    rows = board.records.drop_duplicates(labels).set_index(labels)[[*_ROW, *_SETTING]]
     frames = []
     for column, (subject, level) in board.means.items():
         scores = pd.DataFrame({"score": board.cells[column].iloc[:-1], "score_std": board.spread[column]}) / 100
-        found = rows.join(scores.rename_axis(index=ROW_LABELS)).dropna(subset="score").reset_index()
-        places = [(labels, column) for labels in found[ROW_LABELS].itertuples(index=False, name=None)]
+        found = rows.join(scores.rename_axis(index=labels)).dropna(subset="score").reset_index()
+        places = [(row, column) for row in found[labels].itertuples(index=False, name=None)]
         partial = [place in board.partial for place in places]
         found = found.assign(task=subject, level=level, chance=board.cells[column].iloc[-1] / 100)
         frames.append(_with_more(board, found.assign(partial=partial) if board.partial else found, places))

@@ -9,10 +9,22 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from vitbench.errors import DataError
-from vitbench.reporting.two_way import FloatArray, Interval, MeanError, check_level, matrix, mean_error, vector
+from vitbench.reporting.two_way import (
+    EPISODES,
+    IMAGES,
+    FloatArray,
+    Interval,
+    MeanError,
+    Unit,
+    check_level,
+    independent,
+    matrix,
+    mean_error,
+    vector,
+)
 
 EXACT_BELOW = 25
 """Fewer discordant images than this and McNemar's test is the exact one."""
@@ -86,7 +98,7 @@ class McNemar:
     method: str
 
 
-def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> Comparison:
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95, unit: Unit = IMAGES) -> Comparison:
     """mean(a) − mean(b) with its interval and p-value, by two-way random effects on a − b.
 
     The same as `combined_interval` without Wilson's form, for a difference has no end at 0: Δ ± c·√V, with V and c of
@@ -99,12 +111,13 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -
         a: `[S, N]`, S seeds × N test images: right (1) or wrong (0), fractions, or `per_class_values`.
         b: `[S, N]` for the same support sets and the same test images.
         level: Level of confidence.
+        unit: What the N are; episodes, whose values are accuracies, are S·N independent draws.
 
     Raises:
         DataError: The shapes differ or are not these, or a value is not finite.
     """
     check_level(level)
-    differences = _differences(a, b)
+    differences = independent(_differences(a, b), unit)
     seeds, images = differences.shape
     error = mean_error(differences)
     if error.variance == 0:
@@ -113,6 +126,8 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -
     method = f"paired, {seeds} seeds and {images:,} test images, two-way random effects"
     if seeds == 1:
         method = f"paired, {images:,} test images only: one seed says nothing about other support sets"
+    if unit == EPISODES:
+        method = f"paired, {images:,} episodes: other draws from the same images, not other classes or images"
     return _comparison(error, level, method, seeds, images)
 
 
@@ -180,7 +195,7 @@ def paired_over_tasks(
         error = MeanError(mean, 0.0, float(found.var(ddof=1)) / tasks, math.inf, tasks - 1)
         half = error.critical(level) * math.sqrt(error.variance)
         low, high, t_p = mean - half, mean + half, error.p_value()
-        wilcoxon_p = float(stats.wilcoxon(found).pvalue) if found.any() else 1.0
+        wilcoxon_p = float(scipy.stats.wilcoxon(found).pvalue) if found.any() else 1.0
     return OverTasks(
         n_tasks=tasks,
         wins=int(np.sum(~tied & (found > 0))),

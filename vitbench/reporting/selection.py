@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from vitbench.backbones.spec import parse_backbone_spec
-from vitbench.errors import StoreError, UsageError, VitbenchError, listed, unknown
+from vitbench.errors import UsageError, VitbenchError, listed, unknown
+from vitbench.records.index import read_records
 from vitbench.records.schema import Record
-from vitbench.records.store import as_frame, find_records, read_record
+from vitbench.records.store import read_record
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Measured:
     Attributes:
         folder: Where they lie.
         records: As `load_results` gives them, with one more column: `path`, the record's JSON file. No identity comes twice.
+        provenance: `git_commit`, `python`, `versions` and `weights_notes` of each row of `records`.
         problems: Records that are damaged or contradict each other and so are left out, a line each.
     """
 
     folder: Path
     records: pd.DataFrame
+    provenance: pd.DataFrame
     problems: tuple[str, ...]
 
     def check(self) -> None:
@@ -52,24 +55,18 @@ def read_measured(folder: Path) -> Measured:
     Raises:
         UsageError: There is no such folder, or it holds no run.
     """
-    found: dict[str, list[tuple[Path, Record]]] = {}
-    problems = []
-    for path in find_records(folder):
-        try:
-            record = read_record(path)
-        except StoreError as error:
-            problems.append(str(error))
-            continue
-        found.setdefault(record.key, []).append((path, record))
-    kept = {}
-    for key, copies in found.items():
-        if any(record.scores != copies[0][1].scores for _, record in copies[1:]):
-            problems.append(_conflict(copies))
-        else:
-            kept[key] = copies[0]
-    records = as_frame(record for _, record in kept.values())
-    paths = pd.Series([kept[key][0] for key in records["key"]], index=records.index, dtype=object)
-    return Measured(folder, records.assign(path=paths), tuple(problems))
+    reading = read_records(folder)
+    records, problems = reading.frame, list(reading.damaged)
+    copied = records[records["key"].duplicated(keep=False)]
+    contradict = []
+    for key, copies in copied.groupby("key", sort=False):
+        found = [(path, read_record(path)) for path in copies["path"]]
+        if any(record.scores != found[0][1].scores for _, record in found[1:]):
+            problems.append(_conflict(found))
+            contradict.append(key)
+    kept = records[~records["key"].duplicated() & ~records["key"].isin(contradict)]
+    provenance = reading.provenance.loc[kept.index].reset_index(drop=True)
+    return Measured(folder, kept.reset_index(drop=True), provenance, tuple(problems))
 
 
 def _conflict(copies: Sequence[tuple[Path, Record]]) -> str:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import integrate, special, stats
+import scipy
 
 from vitbench.errors import DataError
 from vitbench.reporting.calibration import Reliability, ece, reliability
@@ -34,9 +34,22 @@ from vitbench.reporting.paired import (
     paired_difference,
     paired_over_tasks,
 )
-from vitbench.reporting.two_way import FloatArray, Interval, MeanError, check_level, matrix, mean_error, vector
+from vitbench.reporting.two_way import (
+    EPISODES,
+    IMAGES,
+    FloatArray,
+    Interval,
+    MeanError,
+    Unit,
+    check_level,
+    independent,
+    matrix,
+    mean_error,
+    vector,
+)
 
 __all__ = [
+    "EPISODES",
     "Comparison",
     "Interval",
     "McNemar",
@@ -82,11 +95,11 @@ def t_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     mean = float(scores.mean())
     if len(scores) == 1:
         return Interval(mean, math.nan, math.nan, level, "one seed: no interval over seeds")
-    half = float(special.stdtrit(len(scores) - 1, (1 + level) / 2) * scores.std(ddof=1) / math.sqrt(len(scores)))
+    half = float(scipy.special.stdtrit(len(scores) - 1, (1 + level) / 2) * scores.std(ddof=1) / math.sqrt(len(scores)))
     return Interval(mean, mean - half, mean + half, level, f"t interval over {len(scores)} seeds")
 
 
-def combined_interval(hits: npt.ArrayLike, level: float = 0.95) -> Interval:
+def combined_interval(hits: npt.ArrayLike, level: float = 0.95, unit: Unit = IMAGES) -> Interval:
     """The interval that is shown: both other support sets and other test images could have been drawn.
 
     The variance V of the mean p is that of `mean_error` (two-way random effects), c its critical value. The interval is Wilson's
@@ -97,17 +110,20 @@ def combined_interval(hits: npt.ArrayLike, level: float = 0.95) -> Interval:
     Near p = 0.5 it is p ± c·√V; near 0 and 1 it is not symmetric, stays within [0, 1], and covers where p ± c·√V does not. Where
     V is estimated as 0 (every prediction right), n is the number of images.
 
-    With one seed only the images are covered, and `method` says so.
+    With one seed only the images are covered, and `method` says so. Episodes are S·N independent draws (`two_way.independent`)
+    from one test split: their interval covers other draws of episodes and nothing else.
 
     Args:
-        hits: `[S, N]`, S seeds × the same N test images: 1 for right and 0 for wrong, or fractions; or `per_class_values`.
+        hits: `[S, N]`, S seeds × the same N test images: 1 for right and 0 for wrong, or fractions; or `per_class_values`; or the
+            accuracies of N episodes of each seed.
         level: Level of confidence.
+        unit: What the N are.
 
     Raises:
         DataError: The shape is another, a value is not finite, or the mean is no fraction.
     """
     check_level(level)
-    table = matrix(hits)
+    table = independent(matrix(hits), unit)
     seeds, images = table.shape
     error = mean_error(table)
     if not -1e-9 <= error.mean <= 1 + 1e-9:
@@ -123,6 +139,8 @@ def combined_interval(hits: npt.ArrayLike, level: float = 0.95) -> Interval:
         if seeds > 1
         else f"{images:,} test images only, Wilson: one seed says nothing about other support sets"
     )
+    if unit == EPISODES:
+        method = f"{images:,} episodes, Wilson: other draws from the same images, not other classes or images"
     # Of p = 0 or 1 the one end is p itself, which rounding may miss.
     return Interval(error.mean, min(max(centre - half, 0.0), p), max(min(centre + half, 1.0), p), level, method)
 
@@ -156,7 +174,7 @@ def bootstrap_interval(
     mean = float(values.mean())
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean, level, f"{name}; all values are equal")
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (np.sort(values),),
         np.mean,
         n_resamples=draws,
@@ -239,7 +257,7 @@ def mean_rank(table: npt.ArrayLike) -> FloatArray:
     ranks = np.full(len(scores), np.nan)
     complete = ~np.isnan(scores).any(axis=1)
     if complete.any():
-        ranks[complete] = stats.rankdata(-scores[complete], method="average", axis=0).mean(axis=1)
+        ranks[complete] = scipy.stats.rankdata(-scores[complete], method="average", axis=0).mean(axis=1)
     return ranks
 
 
@@ -269,4 +287,6 @@ def label_efficiency(shots: npt.ArrayLike, scores: npt.ArrayLike) -> FloatArray:
         raise DataError(f"{len(axis)} shots do not fit scores of shape {list(values.shape)}")
     order = np.argsort(axis)
     logs = np.log(axis[order])
-    return np.asarray(integrate.trapezoid(values[..., order], logs, axis=-1) / (logs[-1] - logs[0]), dtype=np.float64)
+    return np.asarray(
+        scipy.integrate.trapezoid(values[..., order], logs, axis=-1) / (logs[-1] - logs[0]), dtype=np.float64
+    )

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+import scipy
 
 from vitbench.errors import DataError
 
 FloatArray = npt.NDArray[np.float64]
+
+Unit = Literal["test images", "episodes"]
+IMAGES: Unit = "test images"
+EPISODES: Unit = "episodes"
 
 SHARE_POWER = 1.5
 """The exponent of the seeds' share in the critical value; chosen by simulation, see `docs/methodology.md`."""
@@ -87,16 +92,16 @@ class MeanError:
         if self._critical_of_tail(SMALLEST_P) < distance:
             return 0.0
         ends = (math.log(SMALLEST_P), math.log(0.5))
-        found = optimize.brentq(
+        found = scipy.optimize.brentq(
             lambda log_tail: self._critical_of_tail(math.exp(log_tail)) - distance, *ends, xtol=1e-12
         )
         return float(2 * math.exp(found))
 
     def _critical_of_tail(self, tail: float) -> float:
-        of_images = -float(special.stdtrit(self.image_df, tail))
+        of_images = -float(scipy.special.stdtrit(self.image_df, tail))
         if not self.seed_variance:
             return of_images
-        of_seeds = -float(special.stdtrit(self.seed_df, tail))
+        of_seeds = -float(scipy.special.stdtrit(self.seed_df, tail))
         return of_images + (of_seeds - of_images) * float((self.seed_variance / self.variance) ** SHARE_POWER)
 
 
@@ -135,6 +140,14 @@ def mean_error(values: npt.ArrayLike) -> MeanError:
     of_seeds = of_rest if alike else images * float(by_seed @ by_seed) / (seeds - 1)
     cells = seeds * images
     return MeanError(mean, of_seeds / cells, max(of_images - of_rest, 0.0) / cells, seeds - 1, images - 1)
+
+
+def independent(values: FloatArray, unit: Unit) -> FloatArray:
+    """Values `[S, N]` as `mean_error` takes them: of images as they are; of episodes as one row `[1, S·N]`.
+
+    Every seed draws episodes of its own, so that S × N of them are S·N independent draws, not N that S seeds share.
+    """
+    return values.reshape(1, -1) if unit == EPISODES else values
 
 
 def matrix(values: npt.ArrayLike) -> FloatArray:

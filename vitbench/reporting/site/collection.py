@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -96,7 +95,7 @@ def collect(folder: Path) -> Collection:
     labels = model_labels(records.drop_duplicates("model").set_index("model")[["spec", "weights"]])
     records["backbone"] = records["model"].map(labels)
     own = records.iloc[:used]
-    runs, of_record, weights_notes = _runs(own["path"])
+    runs, of_record, weights_notes = _runs(own, measured.provenance)
     own = own.assign(run=of_record, weights_notes=pd.Series(weights_notes, index=own.index, dtype=object))
     there = set(own["model"])
     return Collection(
@@ -169,15 +168,13 @@ def _contradicting(folder: Path, kept: set[str]) -> list[pd.DataFrame]:
     return frames
 
 
-def _runs(paths: Iterable[Path]) -> tuple[tuple[Run, ...], list[int], list[tuple[str, ...]]]:
+def _runs(records: pd.DataFrame, provenance: pd.DataFrame) -> tuple[tuple[Run, ...], list[int], list[tuple[str, ...]]]:
     """The runs, the number of each record's run, and what was noted when its weights were loaded."""
     numbers: dict[Run, int] = {}
-    of_record, notes = [], []
-    for path in paths:
-        origin = json.loads(path.read_text(encoding="utf-8"))["provenance"]
-        versions = tuple(f"{name} {version}" for name, version in origin["versions"].items())
-        commit = origin["git_commit"] or "none: an installed vitbench"
-        run = Run(origin["command"], commit, origin["host"], origin["device"], origin["python"], versions)
+    of_record = []
+    for row in records[["command", "host", "device"]].join(provenance).to_dict("records"):
+        versions = tuple(f"{name} {version}" for name, version in row["versions"].items())
+        commit = row["git_commit"] or "none: an installed vitbench"
+        run = Run(row["command"], commit, row["host"], row["device"], row["python"], versions)
         of_record.append(numbers.setdefault(run, len(numbers)))
-        notes.append(tuple(origin["weights_notes"]))
-    return tuple(numbers), of_record, notes
+    return tuple(numbers), of_record, [tuple(notes) for notes in provenance["weights_notes"]]

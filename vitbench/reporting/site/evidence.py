@@ -77,7 +77,7 @@ def weigh(records: pd.DataFrame) -> Evidence:
             cell, representation = int(seeds["cell"].iloc[0]), str(seeds["representation"].iloc[0])
             try:
                 found = _own_hits(seeds)
-                intervals[cell] = combined_interval(found.values)
+                intervals[cell] = combined_interval(found.values, unit=found.unit)
                 known[representation] = cell, found
             except VitbenchError as error:
                 problems[cell] = str(error)
@@ -108,7 +108,7 @@ def _against_reference(known: Mapping[str, tuple[int, Hits]], aliases: pd.Series
             continue
         one, other, seeds = shared_seeds(own, base)
         if seeds and one.shape == other.shape:
-            yield Ablation(cell, against, paired_difference(one, other))
+            yield Ablation(cell, against, paired_difference(one, other, unit=own.unit))
 
 
 def _adjusted(ablations: Sequence[Ablation], records: pd.DataFrame) -> Iterator[Ablation]:

@@ -131,7 +131,7 @@ def _by_task(ablations: Sequence[Ablation], records: pd.DataFrame) -> list[Block
             [
                 Cell(str(first["column"]), href=task_page(str(first["task_page"]))),
                 Cell(f"{first['shown']} − {reference['shown']}"),
-                number(first["shot"], shot_label(int(first["shot"]))),
+                number(first["shot"], shot_label(int(first["shot"]), first["n_support"])),
                 Cell(
                     points(ablation.comparison.difference),
                     href=measurement(first),
@@ -283,7 +283,7 @@ def _ablation_row(row: _OverTasks, p_value: float, labels: Mapping[str, str], pr
         Cell(str(row.reference["shown"])),
         Cell(str(first["representation_provenance"])),
         *([Cell(protocol_text(first))] if protocols else []),
-        number(first["shot"], shot_label(int(first["shot"]))),
+        number(first["shot"], shot_label(int(first["shot"]), first["n_support"])),
         Cell(points(row.mean.difference), value=row.mean.difference, strong=p_value < 0.05),
         Cell(_ends(row.mean)),
         Cell(p_text(p_value), value=p_value),

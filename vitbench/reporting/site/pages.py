@@ -12,7 +12,7 @@ import pandas as pd
 
 from vitbench.errors import UsageError
 from vitbench.reporting.boards import Leaderboard
-from vitbench.reporting.labels import ROW_LABELS, shot_label
+from vitbench.reporting.labels import ROW_LABELS, in_episodes, shot_label
 from vitbench.reporting.leaderboard import leaderboards
 from vitbench.reporting.site.collection import Collection, page_names
 from vitbench.reporting.site.content import Block, Cell, Column, Facts, Lines, Links, Page, Plot, Section, Table
@@ -112,7 +112,7 @@ def settings(
             continue
         for board in boards:
             first, shots = board.records.iloc[0], board.records["shot"].unique()
-            shot = shot_label(int(shots[0])) if len(shots) == 1 else f"all shots, {first['task']}"
+            shot = shot_label(int(shots[0]), first["n_support"]) if len(shots) == 1 else f"all shots, {first['task']}"
             found.setdefault((names[first["setting"]], shot), []).append(board)
 
     def rank(key: tuple[str, str]) -> tuple[bool, int, bool, int]:
@@ -215,7 +215,8 @@ def _mean_against_shots(report: Report, setting: Setting) -> Plot | None:
         return None
     what = f"mean of {columns} tasks" if columns > 1 else str(same["column"].iloc[0])
     caption = (
-        f"Score against images per class: {what}, {setting.name}. The bands are 95 % intervals over support sets and test images"
+        f"Score against images per class: {what}, {setting.name}. The bands are 95 % intervals over "
+        + ("episodes" if in_episodes(same).all() else "support sets and test images")
         + ("; those of the tasks are independent, so half widths add as squares." if columns > 1 else ".")
         + ("" if len(lines) <= MOST_LINES else " The ten best are drawn: choose others in the legend.")
     )
@@ -262,7 +263,9 @@ def tasks_page(report: Report) -> Page:
     for task, own in records.dropna(subset="score").groupby("task"):
         scores = own.groupby("cell")["score"].mean()
         first = own[own["cell"] == scores.idxmax()].iloc[0]
-        about = f"{first['backbone']} · {first['representation']} · {shot_label(int(first['shot']))}"
+        about = (
+            f"{first['backbone']} · {first['representation']} · {shot_label(int(first['shot']), first['n_support'])}"
+        )
         best[str(task)] = Cell(f"{100 * scores.max():.1f}", href=measurement(first)), Cell(about)
     table = tasks_table(report.collection, titles, best)
     return Page("tasks.html", "Tasks", [Section("", [table])], area="Tasks")
@@ -353,12 +356,14 @@ def _noted(records: pd.DataFrame) -> list[Section]:
 
 def setting_facts(records: pd.DataFrame) -> list[tuple[str, list[Cell]]]:
     """What the records of one task say of their data, in facts."""
-    first = records.iloc[0]
-    return [
+    first, drawn = records.iloc[0], in_episodes(records)
+    facts = [
         ("metric", unique(records["metric"].tolist())),
         ("chance", [Cell(f"{100 * first['chance']:.1f} %")]),
         ("classes", unique([f"{count:,}" for count in records["num_classes"]])),
-        ("test images", unique([f"{count:,}" for count in records["n_test"]])),
+        ("test images", unique([f"{count:,}" for count in records["n_test"][~drawn]])),
+        ("queries of all episodes", unique([f"{count:,}" for count in records["n_test"][drawn]])),
         ("splits", unique((records["train_split"] + " → " + records["test_split"]).tolist())),
         ("source", unique(records["source"].tolist())),
     ]
+    return [(name, cells) for name, cells in facts if cells]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitbench.reporting.boards import Leaderboard
-from vitbench.reporting.labels import ROW_LABELS
+from vitbench.reporting.labels import ROW_LABELS, in_episodes
 from vitbench.reporting.site.collection import Collection
 from vitbench.reporting.site.content import Cell, Column, Table
 from vitbench.reporting.statistics import Interval
@@ -183,7 +183,7 @@ def tasks_table(collection: Collection, titles: Mapping[str, str], best: Mapping
                 Cell(titles.get(task, "")),
                 Cell("rendered" if bool(own["synthetic"].any()) else ""),
                 number(first["num_classes"]),
-                number(own["n_test"].max()),
+                Cell(MISSING) if in_episodes(own).all() else number(own["n_test"][~in_episodes(own)].max()),
                 Cell(percent(float(first["chance"]))),
                 number(own["model"].nunique()),
                 number(len(own)),

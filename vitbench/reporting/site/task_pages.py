@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from vitbench.reporting.diagnostics import is_of
-from vitbench.reporting.labels import ROW_LABELS, shot_label
+from vitbench.reporting.labels import ROW_LABELS, in_episodes, shot_label
 from vitbench.reporting.site import diagnosis
 from vitbench.reporting.site.content import Beside, Block, Cell, Column, Facts, Lines, Page, Section, Table
 from vitbench.reporting.site.evidence import Evidence
@@ -81,8 +81,9 @@ def _against_shots(records: pd.DataFrame, evidence: Evidence) -> list[Block]:
     if not lines:
         return []
     caption = (
-        f"Score ({records['metric'].iloc[0]}) against images per class. The bands are 95 % intervals over support sets and test "
-        "images." + ("" if len(lines) <= MOST_LINES else " The ten best are drawn: choose others in the legend.")
+        f"Score ({records['metric'].iloc[0]}) against images per class. The bands are 95 % intervals over "
+        + ("episodes." if in_episodes(drawn).all() else "support sets and test images.")
+        + ("" if len(lines) <= MOST_LINES else " The ten best are drawn: choose others in the legend.")
     )
     best = lines[0]
     return [shots_plot(lines, caption, f"Score against shots for {len(lines)} rows. Best at the end: {best.name}.")]
@@ -150,7 +151,8 @@ def _best(records: pd.DataFrame, loaded: Task | str) -> Section:
     """What the best row gets right and wrong."""
     best = _best_measurement(records)
     first = best.iloc[0]
-    heading = f"Right and wrong: {first['backbone']} · {first['shown']}, the best at {shot_label(int(first['shot']))}"
+    shot = shot_label(int(first["shot"]), first["n_support"])
+    heading = f"Right and wrong: {first['backbone']} · {first['shown']}, the best at {shot}"
     task = loaded if isinstance(loaded, Task) else None
     found = diagnosis.diagnosis(best, task)
     if isinstance(found, str):
@@ -212,7 +214,7 @@ def _measurements(records: pd.DataFrame, evidence: Evidence) -> Table:
             [
                 Cell(" ".join(filter(None, (str(first["shown"]), str(first["variant"])))), anchor=f"m{cell}"),
                 Cell(protocol_text(first)),
-                number(first["shot"], shot_label(int(first["shot"]))),
+                number(first["shot"], shot_label(int(first["shot"]), first["n_support"])),
                 number(len(own)),
                 Cell(percent(own["score"].mean(), 2), aside="" if pd.isna(spread) else f"± {100 * spread:.2f}"),
                 Cell(span(interval)),
@@ -236,7 +238,9 @@ def _measurements(records: pd.DataFrame, evidence: Evidence) -> Table:
 
 def _records(records: pd.DataFrame) -> Table:
     metrics = [
-        name for name in ("accuracy", "top5_accuracy", "mean_per_class_accuracy", "multilabel_hit") if name in records
+        name
+        for name in ("accuracy", "top5_accuracy", "mean_per_class_accuracy", "macro_f1", "multilabel_hit")
+        if name in records
     ]
     metrics = [name for name in metrics if records[name].notna().any()]
     rows = [
@@ -290,7 +294,7 @@ def _in_short(records: pd.DataFrame) -> Section:
     """Confusions and classes of the backbone's best measurement, without images."""
     best = _best_measurement(records)
     first = best.iloc[0]
-    heading = f"Right and wrong: {first['shown']} · {shot_label(int(first['shot']))}"
+    heading = f"Right and wrong: {first['shown']} · {shot_label(int(first['shot']), first['n_support'])}"
     found = diagnosis.diagnosis(best, None)
     if isinstance(found, str):
         return Section(heading, [Lines([found], "warning")])
