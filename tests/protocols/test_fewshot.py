@@ -218,6 +218,40 @@ def test_cells_are_evaluated_in_the_order_asked_and_one_by_one() -> None:
     assert [item.cell for item in running] == wanted[1:]
 
 
+@pytest.mark.parametrize("l2", ["paper", "loo"])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [Cell(shot, seed) for shot in (1, 3, 7, 20) for seed in (0, 1)],
+        [Cell(20, 0), Cell(7, 0), Cell(3, 0), Cell(7, 0), Cell(20, 0)],
+        [Cell(7, 1), Cell(20, 0), Cell(20, 1)],
+    ],
+)
+def test_cells_that_share_give_what_each_gives_by_itself(l2: Any, cells: list[Cell]) -> None:
+    """Scatter matrices grow with the shots of a seed; classes of unequal size, one of them short and one empty."""
+    train_x, train_y, test_x, test_y = draw(150, 6, 5)
+    train_y[train_y == 3] = 2
+    train_y[train_y == 4] = np.where(np.cumsum(train_y == 4)[train_y == 4] > 4, 0, 4)
+    data = (train_x, train_y, test_x, test_y)
+    protocol = FewShot(l2=l2, shots=(1, 3, 7, 20), seeds=(0, 1))
+    found = list(protocol.evaluate(*feature_sets(data), "cls", 5, cells))
+    for cell, together in zip(cells, found, strict=True):
+        (alone,) = protocol.evaluate(*feature_sets(data), "cls", 5, [cell])
+        assert together.cell == cell
+        assert together.ranking.tolist() == alone.ranking.tolist()
+        assert together.details == pytest.approx(alone.details, rel=1e-9)
+        assert (
+            together.predictions.tolist() == reference(data, 5, *(cell.shot, cell.seed), alone.details["l2"]).tolist()
+        )
+
+
+def test_no_more_is_kept_for_larger_sets_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = draw(150, 6, 5)
+    expected = [item.ranking.tolist() for item in outcomes(FewShot(), data, 5)]
+    monkeypatch.setattr("vitbench.protocols.fewshot._SHARED", 40)
+    assert [item.ranking.tolist() for item in outcomes(FewShot(), data, 5)] == expected
+
+
 def test_parameters_are_the_identity() -> None:
     solver = {"bias": 100.0, "epsilon": 1e-5, "solver": 1}
     assert FewShot().parameters() == {"l2": 1024.0, **solver}

@@ -119,6 +119,32 @@ def test_the_choice_on_validation_is_that_of_brute_force(
     assert found.predictions.tolist() == peer_scores(data, shape[2], l2).argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_generalised_cross_validation_chooses_the_least_of_its_formula(shape: tuple[int, int, int]) -> None:
+    data = draw(*shape)
+    (x, y), _ = data["train"], data["test"]
+    z, targets = standardised(x, x), 2 * np.eye(shape[2])[y] - 1
+    errors = {}
+    for l2 in GRID:
+        hat = z @ np.linalg.solve(z.T @ z + l2 * np.eye(z.shape[1]), z.T)
+        errors[l2] = np.mean((targets - hat @ targets) ** 2) / (1 - np.trace(hat) / len(z)) ** 2
+    found = outcome_of(Ridge(l2="gcv"), data, shape[2])
+    best = min(errors, key=lambda l2: errors[l2])
+    assert errors[found.details["l2"]] == pytest.approx(errors[best], rel=1e-6)
+    assert found.details["gcv_error"] == pytest.approx(errors[best], rel=1e-6)
+    assert found.details["l2_on_edge"] is (found.details["l2"] in (GRID[0], GRID[-1]))
+    assert found.predictions.tolist() == peer_scores(data, shape[2], found.details["l2"]).argmax(axis=1).tolist()
+    assert json.loads(json.dumps(found.details)) == found.details
+
+
+def test_a_train_split_of_which_some_rows_have_no_features_is_refused() -> None:
+    data = draw(100, 12, 5)
+    x, y = data["train"]
+    few = FeatureSet(y, np.arange(90), {"cls": torch.from_numpy(x[:90])})
+    with pytest.raises(UsageError, match="10 of the 100 train rows have no features"):
+        list(Ridge().evaluate(few, part(data, "test"), "cls", 5, Ridge().cells()))
+
+
 def test_tuning_is_recorded() -> None:
     found = outcome_of(Ridge(l2="validation"), draw(300, 16, 5), 5)
     assert list(found.details) == [
@@ -130,7 +156,7 @@ def test_tuning_is_recorded() -> None:
     assert json.loads(json.dumps(found.details)) == found.details, "JSON values only"
 
 
-@pytest.mark.parametrize("l2", ["paper", "loo", "validation"])
+@pytest.mark.parametrize("l2", ["paper", "loo", "gcv", "validation"])
 def test_no_test_label_chooses_anything(l2: Any) -> None:
     data = draw(200, 16, 5)
     honest = outcome_of(Ridge(l2=l2), data, 5)
@@ -300,6 +326,7 @@ def test_parameters_are_the_identity() -> None:
             "grid": [2.0, 4.0],
             **SOLVER,
         },
+        Ridge(l2="gcv"): {"l2": "gcv", "grid": grid, **SOLVER},
         Ridge(l2=7): {"l2": 7.0, **SOLVER},
     }
     for protocol, parameters in expected.items():
@@ -314,6 +341,8 @@ def test_parameters_are_the_identity() -> None:
         (Ridge(), "l2 = 1024"),
         (Ridge(l2="loo"), "l2 by leave-one-out error"),
         (Ridge(l2="loo", criterion="accuracy"), "l2 by leave-one-out accuracy"),
+        (Ridge(l2="gcv", criterion="accuracy"), "l2 by generalised cross-validation"),
+        (Ridge(l2="gcv", grid=(1, 9)), "l2 by generalised cross-validation from 2 values, 1 to 9"),
         (Ridge(l2="validation"), "l2 chosen on validation"),
         (Ridge(l2="validation", grid=(1, 9)), "l2 chosen on validation from 2 values, 1 to 9"),
     ],
@@ -349,7 +378,7 @@ def test_options_from_a_command_line_or_a_file(options: dict[str, Any], expected
         ({"tune": True, "l2": "paper"}, "--tune and l2 = paper both say"),
         ({"tune": "maybe"}, "tune must be true or false, got 'maybe'"),
         ({"tune": None}, "tune must be true or false, got None"),
-        ({"l2": "validaton"}, "l2 must be 'paper', 'loo', 'validation' or a number above 0"),
+        ({"l2": "validaton"}, "l2 must be 'paper', 'loo', 'gcv', 'validation' or a number above 0"),
         ({"l2": 0}, "got 0"),
         ({"l2": None}, "got None"),
         ({"l2": np.array([1.0, 2.0])}, "l2 must be"),
@@ -371,7 +400,7 @@ def test_options_that_cannot_be_meant(options: dict[str, Any], message: str) -> 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("l2", ["paper", "loo", "validation"])
+@pytest.mark.parametrize("l2", ["paper", "loo", "gcv", "validation"])
 def test_a_gpu_gives_the_answer_of_the_cpu(l2: Any) -> None:
     data, protocol = draw(300, 16, 5), Ridge(l2=l2)
     expected = outcome_of(protocol, data, 5)

@@ -142,7 +142,7 @@ def test_blocks_of_any_size_give_the_same_curve(block: int, monkeypatch: pytest.
     x, labels = draw(23, 9, 4)
     expected = leave_one_out(spectrum(x, labels, 4), GRID)
     scores = ridge.fit(x, labels, 4).scores(x)
-    monkeypatch.setattr(ridge, "BLOCK", block)
+    monkeypatch.setattr("vitbench.solvers.classifier.BLOCK", block)
     found = leave_one_out(spectrum(x, labels, 4), GRID)
     assert found.squared_error == pytest.approx(expected.squared_error, rel=1e-12)
     assert found.accuracy == expected.accuracy
@@ -336,7 +336,7 @@ def test_a_ranking_is_the_order_of_the_scores(
 ) -> None:
     x, labels = draw(*shape)
     model = ridge.fit(x, labels, shape[2], 1.0)
-    monkeypatch.setattr(ridge, "BLOCK", block)
+    monkeypatch.setattr("vitbench.solvers.classifier.BLOCK", block)
     expected = np.argsort(-model.scores(x).numpy(), axis=1, kind="stable")[:, :5]
     assert model.ranking(x, 5).tolist() == expected.tolist()
     assert model.ranking(x, 5)[:, 0].tolist() == model.predict(x).tolist()

@@ -16,9 +16,11 @@ from vitbench.protocols.base import Cell, Outcome
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import distinct, items, penalty
 from vitbench.solvers import ridge
-from vitbench.solvers.leave_one_out import Criterion, choose
+from vitbench.solvers.leave_one_out import Choice, Criterion, generalised
+from vitbench.solvers.moments import Moments
+from vitbench.solvers.single_precision import select
 
-Rule = Literal["paper", "loo", "validation"] | float
+Rule = Literal["paper", "loo", "gcv", "validation"] | float
 
 GRID = tuple(2.0**power for power in range(-9, 21))
 """The penalties to choose from: 30 powers of two, big_vision's 1024 among them."""
@@ -58,16 +60,22 @@ def penalty_parameters(l2: Rule, criterion: Criterion, grid: Sequence[float]) ->
         return {"l2": l2, "criterion": criterion, "grid": list(grid), **solver}
     if l2 == "validation":
         return {"l2": l2, "criterion": "accuracy", "grid": list(grid), **solver}
+    if l2 == "gcv":
+        return {"l2": l2, "grid": list(grid), **solver}
     return {"l2": given_penalty(l2), **solver}
 
 
 def penalty_label(l2: Rule, criterion: Criterion, grid: tuple[float, ...]) -> str:
     """What is done about the penalty, for a title: `l2 = 1024`, `l2 by leave-one-out error`, `l2 chosen on validation`."""
-    if l2 not in ("loo", "validation"):
-        return f"l2 = {given_penalty(l2):g}"
     by = "error" if criterion == "squared_error" else criterion
-    values = "" if grid == GRID else f" from {len(grid)} values, {grid[0]:g} to {grid[-1]:g}"
-    return f"{f'l2 by leave-one-out {by}' if l2 == 'loo' else 'l2 chosen on validation'}{values}"
+    chosen = {
+        "loo": f"l2 by leave-one-out {by}",
+        "gcv": "l2 by generalised cross-validation",
+        "validation": "l2 chosen on validation",
+    }.get(str(l2))
+    if chosen is None:
+        return f"l2 = {given_penalty(l2):g}"
+    return chosen if grid == GRID else f"{chosen} from {len(grid)} values, {grid[0]:g} to {grid[-1]:g}"
 
 
 def given_penalty(l2: Rule) -> float:
@@ -109,18 +117,25 @@ def finite(features: Tensor, split: str) -> Tensor:
     Raises:
         DataError: Some are NaN or infinite, or so large that their squares are.
     """
-    # NaN and infinity survive a sum, which is many times faster than a look at every value; a sum can also overflow by itself.
-    suspects = features[~torch.isfinite(features.sum(dim=1))]
-    bad = int((~torch.isfinite(suspects).all(dim=1)).sum())
-    if bad:
-        raise DataError(
-            f"{bad} of {len(features)} {split} rows have NaN or infinite features; a half-precision overflow looks like this"
-        )
+    if bad := broken_rows(features):
+        raise DataError(not_finite(bad, len(features), split))
     if features.dtype == torch.float64 and float(features.abs().max()) > _LARGEST_FEATURE:
         raise DataError(
             f"the {split} features go up to {float(features.abs().max()):.2g}, whose squares float64 cannot hold"
         )
     return features.cpu() if features.device.type == "mps" else features
+
+
+def broken_rows(features: Tensor) -> int:
+    """How many rows have a feature that is NaN or infinite."""
+    # NaN and infinity survive a sum, which is many times faster than a look at every value; a sum can also overflow by itself.
+    suspects = features[~torch.isfinite(features.sum(dim=1))]
+    return int((~torch.isfinite(suspects).all(dim=1)).sum())
+
+
+def not_finite(bad: int, size: int, split: str) -> str:
+    """The message about rows that are not finite."""
+    return f"{bad} of {size} {split} rows have NaN or infinite features; a half-precision overflow looks like this"
 
 
 @dataclass(frozen=True)
@@ -139,32 +154,63 @@ class Fitted:
 
 
 def fit(
-    features: Tensor, labels: IntArray, num_classes: int, l2: Rule, criterion: Criterion, grid: Sequence[float]
+    features: Tensor,
+    labels: IntArray,
+    num_classes: int,
+    l2: Rule,
+    criterion: Criterion,
+    grid: Sequence[float],
+    moments: Moments | None = None,
 ) -> Fitted:
-    """Fit with a given penalty, or with the one of `grid` that leave-one-out chooses (`l2="loo"`).
+    """Fit with a given penalty, or with the one of `grid` that leave-one-out or generalised cross-validation chooses.
 
     Args:
         features: `[N, D]`, finite, of any float dtype, on the device that is to compute.
         labels: `[N]` int64 in `[0, num_classes)`.
         num_classes: K.
-        l2: `"paper"`, `"loo"` or a number.
+        l2: `"paper"`, `"loo"`, `"gcv"` or a number.
         criterion: What leave-one-out compares.
-        grid: What it chooses from, increasing.
+        grid: What is chosen from, increasing.
+        moments: Those of these rows, where they are known.
     """
     targets = torch.from_numpy(labels).to(features.device)
-    if l2 != "loo":
+    problem = ridge.prepare(features, targets, num_classes, moments=moments)
+    if l2 == "loo":
+        choice, model = select(problem, grid, criterion)
+        return chosen_left_out(choice, model, problem, grid)
+    return fit_summary(problem, l2, grid)
+
+
+def fit_summary(problem: ridge.Problem, l2: Rule, grid: Sequence[float]) -> Fitted:
+    """Fit with a given penalty, or with that of the least generalised cross-validation error: no row is needed for either.
+
+    Args:
+        problem: The problem; in the dual, with all of its rows.
+        l2: `"paper"`, `"gcv"` or a number.
+        grid: What is chosen from, increasing.
+    """
+    if l2 != "gcv":
         value = given_penalty(l2)
-        return Fitted(ridge.fit(features, targets, num_classes, value), {"l2": value})
-    spectrum = ridge.decompose(ridge.prepare(features, targets, num_classes))
-    choice = choose(spectrum, grid, criterion)
+        return Fitted(ridge.solve(problem, value), {"l2": value})
+    spectrum = ridge.decompose(problem)
+    errors = generalised(spectrum, grid)
+    best = min(range(len(grid)), key=errors.__getitem__)
+    on_edge, warnings = edge(grid[best], grid, "generalised cross-validation")
+    model = ridge.RidgeClassifier(problem.standardisation, ridge.weights(spectrum, grid[best]))
+    return Fitted(model, {"l2": grid[best], "gcv_error": errors[best], **on_edge}, warnings)
+
+
+def chosen_left_out(
+    choice: Choice, model: ridge.RidgeClassifier, problem: ridge.Problem, grid: Sequence[float]
+) -> Fitted:
+    """A classifier whose penalty leave-one-out has chosen from `grid`, with what is to be said of the choice."""
     on_edge, warnings = edge(choice.l2, grid, "leave-one-out")
-    if int(spectrum.problem.counts.max()) == 1:
+    if int(problem.counts.max()) == 1:
         warnings.append(
             "leave-one-out chose l2 from one image per class: the class of an image left out is never seen, "
             "so the choice says little; l2=paper is the safer one"
         )
     details = {"l2": choice.l2, "loo_error": choice.squared_error, "loo_accuracy": choice.accuracy, **on_edge}
-    model = ridge.RidgeClassifier(spectrum.problem.standardisation, ridge.weights(spectrum, choice.l2))
     return Fitted(model, details, warnings)
 
 

@@ -33,12 +33,17 @@ from vitbench.protocols.closed_form import (
 from vitbench.protocols.metrics import accuracy
 from vitbench.protocols.options import distinct, items, known_options, seed_items, switch, whole_number
 from vitbench.solvers.leave_one_out import Criterion
+from vitbench.solvers.moments import Moments
 from vitbench.solvers.sampling import class_permutations, support_set
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_CLASSES = 1_000_000  # labels beyond it are identifiers of some other kind, and would fill the memory with classes
+
+_SHARED = (
+    1 << 26
+)  # elements of the scatter matrices that are kept for larger support sets: 512 MiB, 64 seeds of 1,024 features
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,11 @@ class FewShot(Protocol):
     ) -> Iterator[Outcome]:
         """Fit every cell and rank its test rows; see `Protocol.evaluate`.
 
-        The solve is float64 on the device that holds the features. No work is shared between cells but the checks and the draws:
-        each support set is standardised with its own statistics, so that one's Gram matrix is no part of another's.
+        The solve is float64 on the device that holds the features. The support sets of one seed are nested, and share what can
+        be shared exactly: the scatter matrix of a larger one is that of a smaller one and of the rows that are new, joined
+        (`vitbench.solvers.moments`), and each is then standardised with its own statistics, which scales rows and columns. That
+        is so where the D × D matrix is the one that is solved, N > D+1. In the dual, ZZ' sums over features that each set
+        divides by scales of its own, and is formed anew. The eigenvectors, and what is scored with them, are each set's own.
 
         Raises:
             DataError: No labelled image, a label that is not one of the classes, or features that are NaN or infinite.
@@ -146,14 +154,69 @@ class FewShot(Protocol):
         class_counts(test.labels[test.rows], num_classes, "test")
         queries = finite(test.representations[name], "test")
         permutations: dict[int, list[IntArray]] = {}
-        for cell in cells:
+        shared: dict[int, _Nested] = {}
+        for number, cell in enumerate(cells):
             if cell.seed not in permutations:
                 permutations[cell.seed] = class_permutations(train.labels, num_classes, cell.seed)
             rows = support_set(permutations[cell.seed], cell.shot)
             support = finite(train.select(name, rows), "train")
-            fitted = fit(support, train.labels[rows], num_classes, self.l2, self.criterion, self.grid)
+            grown = _grown(
+                shared.pop(cell.seed, None),
+                support,
+                train.labels[rows],
+                num_classes,
+                cell.shot,
+                permutations[cell.seed],
+            )
+            larger = any(later.seed == cell.seed and later.shot >= cell.shot for later in cells[number + 1 :])
+            if grown and larger and (len(shared) + 1) * support.shape[1] ** 2 <= _SHARED:
+                shared[cell.seed] = grown
+            moments = grown.moments if grown else None
+            fitted = fit(support, train.labels[rows], num_classes, self.l2, self.criterion, self.grid, moments)
             per_class = np.minimum(counts, cell.shot)
             yield outcome(cell, fitted, queries, per_class, _shortages(counts, cell.shot), "support set")
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """The moments of the support set of one seed with so many images per class."""
+
+    shot: int
+    moments: Moments
+
+
+def _grown(
+    smaller: _Nested | None,
+    support: Tensor,
+    labels: IntArray,
+    num_classes: int,
+    shot: int,
+    permutations: Sequence[IntArray],
+) -> _Nested | None:
+    """The moments of a support set, from those of a smaller one of the same seed if there is one; None where they are no use.
+
+    Args:
+        smaller: The smaller one; its moments are changed.
+        support: `[N, D]`, class by class.
+        labels: `[N]`.
+        num_classes: K.
+        shot: Images per class.
+        permutations: The order in which the rows of each class are drawn.
+    """
+    if len(support) <= support.shape[1] + 1:
+        return None
+    before = (
+        smaller
+        if smaller and smaller.shot <= shot
+        else _Nested(0, Moments(support.shape[1], num_classes, support.device))
+    )
+    targets = torch.from_numpy(labels).to(support.device)
+    if not before.shot:
+        return _Nested(shot, before.moments.add(support, targets))
+    # A set is class by class, and of each class the first rows are those of the smaller set.
+    place = np.concatenate([np.arange(min(shot, len(rows))) for rows in permutations])
+    new = torch.from_numpy(place >= before.shot).to(support.device)
+    return _Nested(shot, before.moments.add(support[new], targets[new]))
 
 
 def fewshot(

@@ -2,10 +2,10 @@
 
 The standardisation, the bias feature, the targets ±1 and the float64 solve are those of `vitbench.protocols.fewshot`. It is the
 frozen-feature score of tasks with a train split of their own, such as VTAB-1k's 800 + 200 images; `l2="validation"` (`--tune`)
-chooses the penalty on the task's tuning splits.
+chooses the penalty on the task's tuning splits, `l2="gcv"` by generalised cross-validation.
 
-Memory: the train features are held at once, N·D float32 with two copies in float64 while they are standardised, 20·N·D bytes in
-all (0.8 GB for 50,000 images and 768 features), beside the Gram matrix of side min(N, D). Leave-one-out holds one more copy.
+Memory does not grow with the number of train images: their features are read a part at a time (`vitbench.protocols.streamed`).
+The test features are held, 4·M·D bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vitbench.errors import DataError, UsageError
 from vitbench.features.featureset import FeatureSet, IntArray
@@ -28,7 +26,6 @@ from vitbench.protocols.closed_form import (
     class_counts,
     edge,
     finite,
-    fit,
     missing_classes,
     outcome,
     penalty_fields,
@@ -37,6 +34,7 @@ from vitbench.protocols.closed_form import (
 )
 from vitbench.protocols.metrics import accuracy
 from vitbench.protocols.options import known_options, switch
+from vitbench.protocols.streamed import fit_streamed, problem_of
 from vitbench.solvers import ridge
 from vitbench.solvers.leave_one_out import Criterion
 
@@ -47,9 +45,9 @@ class Ridge(Protocol):
 
     Attributes:
         l2: The penalty λ on weights of standardised features, not divided by the number of images; `"paper"` is 1024, `"loo"` has
-            leave-one-out on the train split choose from `grid`, `"validation"` has the task's tuning splits choose: fitted to
-            the one, the λ of highest top-1 accuracy on the other is taken (of equals, the largest), as it is, for the whole
-            train split.
+            leave-one-out on the train split choose from `grid`, `"gcv"` generalised cross-validation (of equals, the smallest),
+            `"validation"` has the task's tuning splits choose: fitted to the one, the λ of highest top-1 accuracy on the other
+            is taken (of equals, the largest), as it is, for the whole train split.
         criterion: What leave-one-out compares: `squared_error` of the targets ±1, or `accuracy` (of equals, the largest λ).
         grid: The penalties to choose from, kept in increasing order.
     """
@@ -69,7 +67,7 @@ class Ridge(Protocol):
         Raises:
             UsageError: A value that cannot be meant.
         """
-        rules = ("paper", "loo", "validation")
+        rules = ("paper", "loo", "gcv", "validation")
         for name, value in penalty_fields(self.name, rules, self.l2, self.criterion, self.grid).items():
             object.__setattr__(self, name, value)
 
@@ -138,18 +136,22 @@ class Ridge(Protocol):
         """
         counts = class_counts(train.labels, num_classes, "train")
         class_counts(test.labels[test.rows], num_classes, "test")
-        rows = self.train_rows(train.labels, num_classes, cells)
         for cell in cells:
+            if len(train.rows) < len(train.labels):
+                raise UsageError(
+                    f"{len(train.labels) - len(train.rows)} of the {len(train.labels)} train rows have no features"
+                )
             queries = finite(test.representations[name], "test")
-            # select refuses a train split of which some rows were not embedded
-            features, labels = finite(train.select(name, rows), "train"), train.labels[rows]
             if self.l2 == "validation":
                 l2, details, warnings = self._choose(tuning, name, num_classes)
-                model = fit(features, labels, num_classes, l2, self.criterion, self.grid).model
+                model = self._fit(train, name, num_classes, l2).model
                 fitted = Fitted(model, details, warnings)
             else:
-                fitted = fit(features, labels, num_classes, self.l2, self.criterion, self.grid)
+                fitted = self._fit(train, name, num_classes, self.l2)
             yield outcome(cell, fitted, queries, counts, missing_classes(counts), "train split")
+
+    def _fit(self, train: FeatureSet, name: str, num_classes: int, l2: Rule) -> Fitted:
+        return fit_streamed(train, name, num_classes, l2, self.criterion, self.grid, "train")
 
     def _choose(self, tuning: Tuning | None, name: str, num_classes: int) -> tuple[float, dict[str, Any], list[str]]:
         """The penalty that the tuning splits choose, what to record of it, and what to warn of."""
@@ -158,10 +160,10 @@ class Ridge(Protocol):
                 "protocol 'ridge': l2 is to be chosen on tuning splits, and the task names none (evaluation.tune_train and "
                 "tune_validation in its task file); --l2 loo chooses without them"
             )
-        support, labels = _tuning_part(tuning.train, "tune_train", name, num_classes)
-        queries, answers = _tuning_part(tuning.validation, "tune_validation", name, num_classes)
-        targets = torch.from_numpy(labels).to(support.device)
-        spectrum = ridge.decompose(ridge.prepare(support, targets, num_classes))
+        _check_tuning_part(tuning.train, "tune_train", num_classes)
+        answers = _check_tuning_part(tuning.validation, "tune_validation", num_classes)
+        spectrum = ridge.decompose(problem_of(tuning.train, name, num_classes, "tune_train"))
+        queries = finite(tuning.validation.representations[name], "tune_validation")
         found = {}
         for l2 in self.grid:
             model = ridge.RidgeClassifier(spectrum.problem.standardisation, ridge.weights(spectrum, l2))
@@ -172,12 +174,12 @@ class Ridge(Protocol):
         return best, details, warnings
 
 
-def _tuning_part(part: FeatureSet, split: str, name: str, num_classes: int) -> tuple[Tensor, IntArray]:
-    """Features `[N, D]` and labels `[N]` of a tuning split, checked."""
+def _check_tuning_part(part: FeatureSet, split: str, num_classes: int) -> IntArray:
+    """Labels `[N]` of a tuning split, checked."""
     labels = part.labels[part.rows]
     present = np.flatnonzero(class_counts(labels, num_classes, split))
     if len(present) == 1:
         raise DataError(
             f"the {split} split has images of class {present[0]} alone, so it cannot choose l2; --l2 loo chooses without it"
         )
-    return finite(part.representations[name], split), labels
+    return labels

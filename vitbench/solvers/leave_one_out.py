@@ -12,17 +12,19 @@ involved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vitbench.solvers import ridge
+from vitbench.solvers import classifier, ridge
+from vitbench.solvers.penalty_search import Evaluated, FitErrors, Search, fit_errors
 from vitbench.solvers.ridge import Spectrum
 
 Criterion = Literal["squared_error", "accuracy"]
+Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,47 @@ def leave_one_out(spectrum: Spectrum, grid: Sequence[float]) -> LeaveOneOut:
 def choose(spectrum: Spectrum, grid: Sequence[float], criterion: Criterion = "squared_error") -> Choice:
     """The best penalty of `grid`: the same as `leave_one_out(spectrum, grid).best(criterion)`, in less time."""
     parts = _parts(spectrum, grid)
-    curve = _curve(spectrum, _contenders(spectrum, parts) if criterion == "squared_error" else parts)
-    best = curve.best(criterion)
-    return Choice(curve.grid[best], curve.squared_error[best], curve.accuracy[best])
+    if criterion == "squared_error":
+        best, found = search(spectrum, parts).best()
+        return Choice(grid[best], found.error / (spectrum.problem.size * len(spectrum.problem.counts)), found.accuracy)
+    return _best(_curve(spectrum, parts), criterion)
+
+
+def choose_streamed(
+    spectrum: Spectrum, rows: Rows, grid: Sequence[float], criterion: Criterion = "squared_error"
+) -> Choice:
+    """As `choose`, where the rows are not in memory: they are gone through twice, the first time for their leverages.
+
+    Args:
+        spectrum: Of a primal problem; its own rows play no part.
+        rows: Starts anew with every call: parts of the rows `[n, D]`, not standardised, and their labels `[n]`, of all N rows.
+        grid: G penalties, each above 0.
+        criterion: What is compared.
+    """
+    kept = tuple(grid)
+    if criterion == "squared_error":
+        ends = [part.free.aminmax(dim=0) for part in (_parts(_on(spectrum, *some), grid) for some in rows())]
+        low, high = (
+            torch.stack([end.min for end in ends]).amin(dim=0),
+            torch.stack([end.max for end in ends]).amax(dim=0),
+        )
+        kept = _contenders(kept, fit_errors(spectrum, low.new_tensor(grid)), low, high)
+    total = _Sums(torch.zeros(len(kept), dtype=torch.float64), torch.zeros(len(kept), dtype=torch.float64))
+    for some in rows():
+        part = _on(spectrum, *some)
+        total.add(_sums(part, _parts(part, kept)))
+    return _best(_as_curve(spectrum, kept, total), criterion)
+
+
+def search(spectrum: Spectrum, parts: Parts) -> Search:
+    """The search for the penalty of the least left-out error."""
+    factors = parts.free.square().reciprocal()
+    return Search(fit_errors(spectrum, parts.l2), factors, lambda penalty: _evaluated(spectrum, parts, penalty))
+
+
+def left_out_energies(spectrum: Spectrum, parts: Parts) -> Tensor:
+    """Squared norms `[N]` float64 of the left-out residuals of the rows in `parts`, summed over its penalties."""
+    return torch.cat([part.square().sum(dim=(1, 2), dtype=torch.float64) for _, _, part in _residuals(spectrum, parts)])
 
 
 def predictions(spectrum: Spectrum, l2: float) -> Tensor:
@@ -83,8 +123,29 @@ def predictions(spectrum: Spectrum, l2: float) -> Tensor:
     return torch.cat([_to_predictions(residuals, labels[rows])[:, 0] for rows, _, residuals in blocks])
 
 
+def generalised(spectrum: Spectrum, grid: Sequence[float]) -> tuple[float, ...]:
+    """The generalised cross-validation error of every penalty: leave-one-out with every leverage Hᵢᵢ replaced by their mean.
+
+    (Golub, Heath and Wahba 1979.) With tr H = β + Σᵣ eᵣ/(eᵣ+λ) it needs the spectrum alone and no row:
+
+        GCV(λ) = ‖Y - Ŷ‖²/(N·K) / (1 - tr H/N)².
+
+    Args:
+        spectrum: The decomposed support set.
+        grid: G penalties, each above 0.
+    """
+    problem, values = spectrum.problem, spectrum.values
+    l2 = torch.tensor(grid, dtype=values.dtype, device=values.device)
+    kept = problem.bias_shrinkage(l2)
+    shrunk = (l2 / (values[:, None] + l2)).sum(dim=0)
+    # N - tr H: of the N directions, one is the bias's, R are shrunk, and N - 1 - R (in the primal) are not reached at all.
+    free = (problem.size - 1 - len(values)) + kept + shrunk
+    error = fit_errors(spectrum, l2).error.clamp_min(0) / (problem.size * len(problem.counts))
+    return tuple((error / (free / problem.size).square()).tolist())
+
+
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What the left-out residuals of G penalties are made of: (Y - Ŷ)ᵢ = offset + basisᵢ diag(gains) A, over free = 1 - Hᵢᵢ.
 
     In the primal, offset leaves out the 2 that Y = 2·onehot - 1 has at each row's own class.
@@ -96,9 +157,9 @@ class _Parts:
     offsets: Tensor  # [G, K]
     free: Tensor  # [N, G]
 
-    def take(self, penalties: Tensor) -> _Parts:
+    def take(self, penalties: Tensor) -> Parts:
         """The same for some of the penalties."""
-        return _Parts(
+        return Parts(
             self.l2[penalties],
             self.basis,
             self.gains[:, penalties],
@@ -107,7 +168,12 @@ class _Parts:
         )
 
 
-def _parts(spectrum: Spectrum, grid: Sequence[float]) -> _Parts:
+def _parts(spectrum: Spectrum, grid: Sequence[float]) -> Parts:
+    problem = spectrum.problem
+    return parts_of(spectrum, problem.z @ spectrum.vectors if problem.primal else spectrum.vectors, grid)
+
+
+def parts_of(spectrum: Spectrum, basis: Tensor, grid: Sequence[float]) -> Parts:
     """Residuals and leverages from the eigendecomposition.
 
     Primal, with F = ZV:   Y - Ŷ = Y - βȳ - F diag(1/(e+λ)) A          1 - Hᵢᵢ = 1 - β/N - Σᵣ Fᵢᵣ²/(eᵣ+λ)
@@ -117,80 +183,112 @@ def _parts(spectrum: Spectrum, grid: Sequence[float]) -> _Parts:
     The dual's 1 - Hᵢᵢ is a sum of positive terms: it cannot vanish, however small λ is. The primal's can, by cancellation, for
     a row that alone decides some direction; the residual above it is as small then, and a floor at the size of rounding keeps the
     quotient finite.
+
+    Args:
+        spectrum: The decomposed support set.
+        basis: F (primal) or Q (dual), the residuals are computed in its dtype; all else is in that of the eigenvalues.
+        grid: G penalties, each above 0.
     """
     problem, values = spectrum.problem, spectrum.values
-    size = len(problem.z)
+    size = problem.size
     l2 = torch.tensor(grid, dtype=values.dtype, device=values.device)
     kept = problem.bias_shrinkage(l2)
     if problem.primal:
-        basis, gains = problem.z @ spectrum.vectors, -ridge.inverse(spectrum, values[:, None] + l2)
-        free = 1 - (1 - kept) / size + basis.square() @ gains
+        gains = -ridge.inverse(spectrum, values[:, None] + l2)
+        free = 1 - (1 - kept) / size + _leverages(basis, gains)
         free.clamp_min_(8 * torch.finfo(free.dtype).eps)
-        return _Parts(l2, basis, gains, -1 - (1 - kept)[:, None] * problem.mean_target, free)
-    basis, gains = spectrum.vectors, l2 / (values[:, None] + l2)
-    free = kept / size + basis.square() @ gains
-    return _Parts(l2, basis, gains, kept[:, None] * problem.mean_target, free)
+        return Parts(l2, basis, gains, -1 - (1 - kept)[:, None] * problem.mean_target, free)
+    gains = l2 / (values[:, None] + l2)
+    free = kept / size + _leverages(basis, gains)
+    return Parts(l2, basis, gains, kept[:, None] * problem.mean_target, free)
 
 
-def _contenders(spectrum: Spectrum, parts: _Parts) -> _Parts:
-    """The penalties that can have the smallest left-out error; usually less than half of a wide grid.
+def _leverages(basis: Tensor, gains: Tensor) -> Tensor:
+    """The products of the squares of `basis` `[N, R]` with `gains` `[R, G]`, in the dtype of the latter."""
+    step = max(1, classifier.BLOCK // max(1, basis.shape[1]))
+    return torch.cat([rows.to(gains.dtype).square() @ gains for rows in torch.split(basis, step)])
+
+
+def _on(spectrum: Spectrum, x: Tensor, labels: Tensor) -> Spectrum:
+    return replace(spectrum, problem=spectrum.problem.on_rows(x, labels))
+
+
+def _contenders(grid: tuple[float, ...], errors: FitErrors, low: Tensor, high: Tensor) -> tuple[float, ...]:
+    """The penalties that can have the smallest left-out error.
 
     With wᵢ = 1/(1 - Hᵢᵢ)², the left-out error Σᵢ wᵢ‖yᵢ - ŷᵢ‖² lies between min w and max w times the error of the fit itself,
-    which needs no residuals. F'F = diag(e) and Q'Q = I, their columns sum to 0, and F'Y = A:
-
-    Primal:   ‖Y - Ŷ‖² = N(1-β)²‖ȳ‖² + (NK - N‖ȳ‖²) - 2 Σᵣ ‖Aᵣ‖²/(eᵣ+λ) + Σᵣ eᵣ‖Aᵣ‖²/(eᵣ+λ)²
-    Dual:     ‖Y - Ŷ‖² = N(1-β)²‖ȳ‖² + Σᵣ ‖Aᵣ‖² (λ/(eᵣ+λ))²
-
-    A penalty whose lower bound is above another's upper bound is out. The primal's sum can cancel, the dual's cannot; the bounds
-    are widened by the rounding.
+    which needs no residuals. A penalty whose lower bound is above another's upper bound is out.
     """
-    problem = spectrum.problem
-    size, num_classes = len(problem.z), len(problem.counts)
-    energy = spectrum.projected.square().sum(dim=1)
-    mean_energy = problem.mean_target.square().sum()
-    error = size * problem.bias_shrinkage(parts.l2).square() * mean_energy
-    if problem.primal:
-        centred = size * (num_classes - mean_energy)
-        error = error + centred + 2 * energy @ parts.gains + (energy * spectrum.values) @ parts.gains.square()
-    else:
-        error = error + energy @ parts.gains.square()
-    rounding = 8 * torch.finfo(error.dtype).eps * size * (size * num_classes if problem.primal else error)
-    factor = parts.free.square().reciprocal()
-    lower, upper = factor.amin(dim=0) * (error - rounding), factor.amax(dim=0) * (error + rounding)
-    return parts.take((lower <= upper.min()).nonzero()[:, 0])
+    lower = (errors.error - errors.rounding) / high.square()
+    upper = (errors.error + errors.rounding) / low.square()
+    return tuple(l2 for l2, kept in zip(grid, (lower <= upper.min()).tolist(), strict=True) if kept)
 
 
-def _curve(spectrum: Spectrum, parts: _Parts) -> LeaveOneOut:
-    labels = spectrum.problem.labels
-    size, num_classes, penalties = len(labels), len(spectrum.problem.counts), len(parts.l2)
-    errors = torch.zeros(penalties, dtype=torch.float64, device=labels.device)
-    hits = torch.zeros(penalties, dtype=torch.float64, device=labels.device)
+@dataclass
+class _Sums:
+    """Sums over rows of each penalty's squared left-out residuals and of its hits, `[G]` float64."""
+
+    errors: Tensor
+    hits: Tensor
+
+    def add(self, other: _Sums) -> None:
+        self.errors += other.errors.to(self.errors.device)
+        self.hits += other.hits.to(self.hits.device)
+
+
+def _curve(spectrum: Spectrum, parts: Parts) -> LeaveOneOut:
+    return _as_curve(spectrum, tuple(parts.l2.tolist()), _sums(spectrum, parts))
+
+
+def _as_curve(spectrum: Spectrum, grid: tuple[float, ...], sums: _Sums) -> LeaveOneOut:
+    size, num_classes = spectrum.problem.size, len(spectrum.problem.counts)
+    return LeaveOneOut(grid, tuple((sums.errors / (size * num_classes)).tolist()), tuple((sums.hits / size).tolist()))
+
+
+def _best(curve: LeaveOneOut, criterion: Criterion) -> Choice:
+    best = curve.best(criterion)
+    return Choice(curve.grid[best], curve.squared_error[best], curve.accuracy[best])
+
+
+def _sums(spectrum: Spectrum, parts: Parts) -> _Sums:
+    labels, penalties = spectrum.problem.labels, len(parts.l2)
+    sums = _Sums(*torch.zeros(2, penalties, dtype=torch.float64, device=labels.device))
     for rows, chosen, residuals in _residuals(spectrum, parts):
-        errors[chosen] += residuals.square().sum(dim=(0, 2), dtype=torch.float64)
+        sums.errors[chosen] += residuals.square().sum(dim=(0, 2), dtype=torch.float64)
         predicted = _to_predictions(residuals, labels[rows]).argmax(dim=2)
-        hits[chosen] += (predicted == labels[rows, None]).sum(dim=0)
-    return LeaveOneOut(
-        tuple(parts.l2.tolist()), tuple((errors / (size * num_classes)).tolist()), tuple((hits / size).tolist())
-    )
+        sums.hits[chosen] += (predicted == labels[rows, None]).sum(dim=0)
+    return sums
 
 
-def _residuals(spectrum: Spectrum, parts: _Parts) -> Iterator[tuple[slice, slice, Tensor]]:
+def _evaluated(spectrum: Spectrum, parts: Parts, penalty: int) -> Evaluated:
+    """The left-out error and accuracy of one penalty, and the energy of every row's residual in the fit itself."""
+    labels, one = spectrum.problem.labels, parts.take(torch.tensor([penalty], device=parts.l2.device))
+    squares, hits = torch.empty(len(labels), dtype=torch.float64, device=labels.device), 0
+    for rows, _, residuals in _residuals(spectrum, one):
+        squares[rows] = residuals.square().sum(dim=(1, 2), dtype=torch.float64)
+        predicted = _to_predictions(residuals, labels[rows]).argmax(dim=2)
+        hits += int((predicted == labels[rows, None]).sum())
+    error = float(squares.sum())
+    return Evaluated(error, hits / len(labels), squares * one.free[:, 0].square())
+
+
+def _residuals(spectrum: Spectrum, parts: Parts) -> Iterator[tuple[slice, slice, Tensor]]:
     """The left-out residuals (Y - Ŷ)/(1 - H), block by block: which rows, which penalties, and `[rows, penalties, K]`."""
     problem, projected = spectrum.problem, spectrum.projected
-    size, num_classes, penalties = len(problem.z), len(problem.counts), len(parts.l2)
-    together = min(penalties, max(1, ridge.BLOCK // (size * num_classes)))
-    step = max(1, ridge.BLOCK // (together * num_classes))
+    size, num_classes, penalties = len(parts.basis), len(problem.counts), len(parts.l2)
+    together = min(penalties, max(1, classifier.BLOCK // (size * num_classes)))
+    step = max(1, classifier.BLOCK // (together * num_classes))
     for first in range(0, penalties, together):
         chosen = slice(first, min(first + together, penalties))
-        coefficients = (parts.gains[:, chosen, None] * projected[:, None]).flatten(1)
-        offset = parts.offsets[chosen].flatten()
+        coefficients = (parts.gains[:, chosen, None] * projected[:, None]).flatten(1).to(parts.basis.dtype)
+        offset = parts.offsets[chosen].flatten().to(parts.basis.dtype)
         for start in range(0, size, step):
             rows = slice(start, min(start + step, size))
             flat = torch.addmm(offset, parts.basis[rows], coefficients)
             residuals = flat.view(len(flat), -1, num_classes)
             if problem.primal:
                 _add_to_own(residuals, problem.labels[rows], 2)
-            yield rows, chosen, residuals.div_(parts.free[rows, chosen, None])
+            yield rows, chosen, residuals.div_(parts.free[rows, chosen, None].to(residuals.dtype))
 
 
 def _to_predictions(residuals: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from vitbench.solvers.neighbours import cosine, nearest, ranked, votes
+
+
+def features(rows: int, width: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32))
+
+
+def problem(
+    seed: int, bank: int = 120, queries: int = 60, classes: int = 7
+) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(classes, 12))
+    labels, asked = rng.integers(classes, size=bank), rng.integers(classes, size=queries)
+    x, q = (means[y] + 1.2 * rng.normal(size=(len(y), 12)) + 0.3 for y in (labels, asked))
+    return torch.from_numpy(x.astype(np.float32)), labels, torch.from_numpy(q.astype(np.float32))
+
+
+def test_by_hand() -> None:
+    bank = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [-1.0, 0.0]])
+    similarity, rows = nearest(bank, torch.tensor([[2.0, 0.1]], dtype=torch.float64), 3)
+    assert rows.tolist() == [[0, 2, 1]]
+    length = np.hypot(2, 0.1)
+    assert similarity[0].tolist() == pytest.approx([2 / length, 2.1 / length / np.sqrt(2), 0.1 / length], abs=1e-12)
+    labels = torch.tensor([[1, 0, 0]])
+    assert votes(similarity, labels, 3, None)[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    weights = np.exp(similarity[0].numpy() / 0.07)
+    expected = np.array([weights[1] + weights[2], weights[0], 0]) / weights.sum()
+    assert votes(similarity, labels, 3, 0.07)[0].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 9), st.integers(1, 60), st.integers(1, 45))
+def test_blocks_change_nothing_and_the_search_is_exact(seed: int, bank: int, count: int, rows: int, block: int) -> None:
+    """Whatever the block's sides, also of features that are equal or zero."""
+    rng = np.random.default_rng(seed)
+    x, q = (torch.from_numpy(rng.integers(-1, 2, size=(size, 3)).astype(np.float32)) for size in (bank, 30))
+    count = min(count, bank)
+    expected = cosine(q, x)
+    order = expected.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    parts = [nearest(x, part, count, rows=rows) for part in torch.split(q, block)]
+    similarity, found = (torch.cat(values) for values in zip(*parts, strict=True))
+    assert torch.equal(found, order)
+    assert torch.equal(similarity, expected.gather(1, order))
+    by_hand = np.nan_to_num(((q @ x.T) / (q.double().norm(dim=1)[:, None] * x.double().norm(dim=1))).numpy())
+    np.testing.assert_allclose(expected.numpy(), by_hand, atol=1e-12)
+
+
+def test_of_equal_rows_the_lowest_number_is_nearest() -> None:
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    for rows in (1, 2, 3, 5):
+        similarity, found = nearest(bank, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 4, rows=rows)
+        assert found.tolist() == [[0, 2, 3, 1], [1, 4, 0, 2]]
+        assert similarity.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+
+
+def test_a_row_of_zeros_is_near_to_nothing() -> None:
+    bank = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
+    similarity, found = nearest(bank, torch.tensor([[3.0, 0.0], [0.0, 0.0]]), 3)
+    assert found.tolist() == [[2, 0, 1], [0, 1, 2]]
+    assert similarity.tolist() == [[1, 0, -1], [0, 0, 0]]
+
+
+def test_a_scale_is_no_matter() -> None:
+    x, q = features(30, 5, 0).double(), features(9, 5, 1).double()
+    expected = nearest(x, q, 4)
+    for scale in (1e-120, 1e120):
+        similarity, found = nearest(x * scale, q / scale, 4)
+        assert torch.equal(found, expected[1])
+        torch.testing.assert_close(similarity, expected[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k", [1, 2, 5, 20])
+def test_uniform_votes_are_those_of_scikit_learn(k: int, seed: int) -> None:
+    bank, labels, queries = problem(seed)
+    peer = KNeighborsClassifier(k, metric="cosine", weights="uniform", algorithm="brute").fit(bank.double(), labels)
+    found = ranked(bank, torch.from_numpy(labels), queries, 7, [k], temperature=None, count=5)[k]
+    assert found[0][:, 0].tolist() == peer.predict(queries.double()).tolist()
+    shares = peer.predict_proba(queries.double())
+    np.testing.assert_allclose(found[1].numpy(), shares.max(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("k", [1, 5, 20, 120])
+def test_weighted_votes_are_those_of_scikit_learn(k: int, temperature: float) -> None:
+    """scikit-learn weighs by a function of the distance, 1 - similarity."""
+    bank, labels, queries = problem(5)
+    peer = KNeighborsClassifier(
+        k, metric="cosine", weights=lambda far: np.exp((1 - far) / temperature), algorithm="brute"
+    )
+    shares = peer.fit(bank.double(), labels).predict_proba(queries.double())
+    ranking, share = ranked(bank, torch.from_numpy(labels), queries, 7, [k], temperature=temperature, count=5)[k]
+    expected = np.argsort(-shares, axis=1, kind="stable")[:, : min(5, k)]
+    voted = np.take_along_axis(shares, expected, axis=1) > 0
+    assert ranking.numpy()[voted].tolist() == expected[voted].tolist()
+    assert (ranking.numpy()[~voted] == -1).all()
+    np.testing.assert_allclose(share.numpy(), shares.max(axis=1), rtol=1e-9)
+
+
+def test_every_k_is_read_off_one_search() -> None:
+    bank, labels, queries = problem(2)
+    targets = torch.from_numpy(labels)
+    together = ranked(bank, targets, queries, 7, [20, 1, 5], temperature=0.07, count=5, block=11)
+    for k in (1, 5, 20):
+        alone = ranked(bank, targets, queries, 7, [k], temperature=0.07, count=5)[k]
+        assert torch.equal(together[k][0], alone[0])
+        torch.testing.assert_close(together[k][1], alone[1], rtol=1e-9, atol=0)
+    assert together[1][0].shape == (60, 1)
+    assert bool((together[1][1] == 1).all())
+
+
+def test_a_low_temperature_overflows_nowhere() -> None:
+    bank, labels, queries = problem(3)
+    cold = ranked(bank, torch.from_numpy(labels), queries, 7, [20], temperature=1e-4, count=5)[20]
+    one = ranked(bank, torch.from_numpy(labels), queries, 7, [1], temperature=None, count=5)[1]
+    assert torch.equal(cold[0][:, 0], one[0][:, 0])
+    assert bool(torch.isfinite(cold[1]).all())
+
+
+def test_the_lowest_class_of_equal_votes() -> None:
+    bank = torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [1.0, 0.4]])
+    ranking, share = ranked(
+        bank, torch.tensor([2, 1, 2, 1]), torch.tensor([[1.0, 0.0]]), 4, [4], temperature=None, count=5
+    )[4]
+    assert ranking.tolist() == [[1, 2, -1, -1]]
+    assert share.tolist() == [0.5]
