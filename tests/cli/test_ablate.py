@@ -75,7 +75,21 @@ def test_axes_are_crossed_and_a_reference_is_chosen(shoes: str, tmp_path: Path) 
 
 
 def test_a_dry_run_prints_the_plan(shoes: str, tmp_path: Path) -> None:
-    done = invoke("-t", shoes, "-o", str(tmp_path / "out"), "--over", "l2", "--shots", "1", "--seeds", "1", "--dry-run")
+    done = invoke(
+        "-b",
+        "pixels",
+        "-t",
+        shoes,
+        "-o",
+        str(tmp_path / "out"),
+        "--over",
+        "l2",
+        "--shots",
+        "1",
+        "--seeds",
+        "1",
+        "--dry-run",
+    )
     assert done.exit_code == 0, done.output
     assert "15 images would go through a backbone" in done.stdout
     assert not (tmp_path / "out").exists()
@@ -105,7 +119,7 @@ def test_what_fails_is_listed_at_the_end(tiny_vit: str, shoes: str, tmp_path: Pa
         (["--over", "l2", "-t", "cifar11"], "did you mean 'cifar10'"),
         (["--over", "l2", "-b", "timn:vit"], "did you mean 'timm'?"),
         (["--over", "shots=1", "--protocol", "ridge"], "'shots'"),
-        (["--over", "layer"], "has no layers to vary"),
+        (["--over", "layer", "-b", "pixels"], "has no layers to vary"),
     ],
 )
 def test_bad_input_is_one_clear_line(

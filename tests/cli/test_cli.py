@@ -62,6 +62,7 @@ def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str]) ->
         ["ls"],
         ["show", "task"],
         ["show", "backbone"],
+        ["show", "recipe"],
         ["doctor"],
         ["analyze"],
         ["parity"],
@@ -133,7 +134,20 @@ def test_doctor_times_a_batch_and_looks_at_the_output(tiny_vit: str) -> None:
 
 def test_run_then_leaderboard(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
     folder = image_folder()
-    done = fresh("run", "--tasks", f"imagefolder:{folder}", "--shots", "1,2", "--seeds", "2", "-o", "out", cwd=tmp_path)
+    done = fresh(
+        "run",
+        "-b",
+        "pixels",
+        "--tasks",
+        f"imagefolder:{folder}",
+        "--shots",
+        "1,2",
+        "--seeds",
+        "2",
+        "-o",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "4 records written, 0 there already" in done.stdout
     assert "12 images in" in done.stderr
@@ -147,9 +161,8 @@ def test_run_then_leaderboard(image_folder: ImageFolderMaker, tmp_path: Path) ->
 
 def test_dry_run_prints_the_plan_and_writes_nothing(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = invoke(
-        "run", "-t", f"imagefolder:{image_folder()}", "--shots", "1", "--seeds", "1", "-o", str(out), "--dry-run"
-    )
+    task = f"imagefolder:{image_folder()}"
+    result = invoke("run", "-b", "pixels", "-t", task, "--shots", "1", "--seeds", "1", "-o", str(out), "--dry-run")
     assert result.exit_code == 0
     assert "15 images would go through a backbone" in result.stdout
     assert not out.exists()
@@ -164,7 +177,7 @@ BAD_INPUT = [
     (["run", "-t", "."], "task '.' is a folder: to use its images write imagefolder:."),
     (["run", "--protocol", "fewshots"], "did you mean 'fewshot'?"),
     (["run", "-r", "cls,,g@p"], "representation 'g@p' cannot be read"),
-    (["run", "-r", "clss"], "did you mean 'cls'?"),
+    (["run", "-b", "pixels", "-t", "digits", "-r", "clss"], "did you mean 'cls'?"),
     (["run", "-r", "cls+cls"], "has 'cls' twice"),
     (["run", "--shots", "0"], "shots must be whole numbers from 1"),
     (["run", "--shots", "five"], "got 'five'"),
@@ -231,7 +244,17 @@ def test_main_prints_the_error_and_exits_2(tmp_path: Path) -> None:
 def test_a_failed_job_among_others_is_exit_1(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
     good, bad = image_folder("good"), image_folder("bad")
     (bad / "test" / "boot" / "000.png").write_bytes(b"x")
-    result = invoke("run", "-t", f"imagefolder:{bad},imagefolder:{good}", "--shots", "1", "-o", str(tmp_path / "out"))
+    result = invoke(
+        "run",
+        "-b",
+        "pixels",
+        "-t",
+        f"imagefolder:{bad},imagefolder:{good}",
+        "--shots",
+        "1",
+        "-o",
+        str(tmp_path / "out"),
+    )
     assert result.exit_code == 1
     assert "1 failed:" in result.stderr
     assert "row 0 (test/boot/000.png)" in result.stderr
@@ -342,7 +365,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(image_folder: ImageFold
         pytest.skip("mounting a tmpfs is not allowed here")
     try:
         folder = image_folder(train=10, test=60)
-        run = ["run", "-t", f"imagefolder:{folder}", "--shots", "1", "--seeds", "1"]
+        run = ["run", "-b", "pixels", "-t", f"imagefolder:{folder}", "--shots", "1", "--seeds", "1"]
         first = fresh(*run, "--limit", "3", "-o", str(small), cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         full = fresh(*run, "-o", str(small), cwd=tmp_path)

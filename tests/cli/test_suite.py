@@ -49,7 +49,8 @@ def command(tmp_path: Path) -> list[str]:
     tasks = {"kitti_distance": 4, "patch_camelyon": 2}
     data = [f"--task-data=vtab/{name}={archive(tmp_path / name, classes)}" for name, classes in tasks.items()]
     return [
-        "run", "--suite", "vtab", "--tasks", "vtab/kitti_distance,vtab/patch_camelyon", "--tune", "--offline", *data,
+        "run", "-b", "pixels", "--suite", "vtab",
+        "--tasks", "vtab/kitti_distance,vtab/patch_camelyon", "--tune", "--offline", *data,
     ]  # fmt: skip
 
 

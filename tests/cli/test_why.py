@@ -55,7 +55,7 @@ def test_why_a_record_as_text_and_as_json(out: Path) -> None:
 
 @pytest.mark.parametrize("quoted", [False, True])
 def test_why_a_command_as_words_and_as_one_text(quoted: bool, out: Path) -> None:
-    words = ["run", "--task", "digits", "--shots", "1,5,10", "--seeds", "2", "-o", str(out)]
+    words = ["run", "-b", "pixels", "--task", "digits", "--shots", "1,5,10", "--seeds", "2", "-o", str(out)]
     given = ["vitbench " + " ".join(words)] if quoted else ["--", *words]
     done = invoke("why", *given)
     assert done.exit_code == 0, done.output

@@ -154,6 +154,12 @@ def test_a_difference_beyond_all_doubt_has_the_p_value_zero() -> None:
     assert s.MeanError(0.5, 1e-9, 1e-9, 2, 9999).p_value() == pytest.approx(1e-9, rel=0.01)
 
 
+def test_the_p_value_of_seeds_alone_is_that_of_the_t_test_over_seeds() -> None:
+    # t = 1 with two degrees of freedom; the two images, which vary in nothing, have one.
+    error = s.MeanError(-1 / 6, 1 / 36, 0.0, 2, 1)
+    assert error.p_value() == pytest.approx(2 * float(stats.t.sf(1, 2)))
+
+
 @given(TABLES, st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_invariances_of_a_paired_comparison(pair_of: Array, random: object) -> None:

@@ -16,10 +16,11 @@ from torch.nn.functional import pad
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resized_crop
 
 from vitbench.errors import DataError, UsageError
+from vitbench.tasks.area_resize import resize_small
 from vitbench.tasks.tf_resize import tf_resize
 from vitbench.tasks.transforms import Preprocessing, parse
 from vitbench.training.augment import CROPS, batch_mixing, erase, mix, training_geometry
-from vitbench.training.crops import inception_box, random_resized_box, resize_small
+from vitbench.training.crops import inception_box, random_resized_box
 from vitbench.training.recipe import Recipe
 
 SMALL = parse("resize(24x20,bicubic)|normalize(0.4/0.5/0.6,0.5)")

@@ -76,7 +76,7 @@ def run(
     l2: Annotated[
         str | None,
         typer.Option(
-            help="paper (1024), loo (leave-one-out on what is learned from), a number; ridge also takes validation."
+            help="paper (1024), loo (leave-one-out on what is learned from), a number; ridge also takes gcv and validation."
         ),
     ] = None,
     way: Annotated[int | None, typer.Option(help="Classes of an episode.", rich_help_panel=EPISODES)] = None,

@@ -53,6 +53,9 @@ class LazyRepresentations(Mapping[str, Tensor]):
             self._held = name, self._read(name, self._rows)
         return self._held[1]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -102,7 +102,9 @@ class MeanError:
         if not self.seed_variance:
             return of_images
         of_seeds = -float(scipy.special.stdtrit(self.seed_df, tail))
-        return of_images + (of_seeds - of_images) * float((self.seed_variance / self.variance) ** SHARE_POWER)
+        share = float((self.seed_variance / self.variance) ** SHARE_POWER)
+        # Not one and a difference: far in the tail the one of fewer degrees of freedom is larger than the other by any factor.
+        return share * of_seeds + (1 - share) * of_images
 
 
 def mean_error(values: npt.ArrayLike) -> MeanError:
