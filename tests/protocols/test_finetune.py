@@ -324,3 +324,11 @@ def test_options_of_a_record_give_the_same_protocol() -> None:
         assert again.parameters() == protocol.parameters()
         assert again.label() == protocol.label()
         assert again.cells() == protocol.cells()
+
+
+def test_a_spec_and_a_recipe_that_disagree_on_position_embeddings(backbone: Backbone, task: Task) -> None:
+    asked = backbone
+    asked.spec = replace(backbone.spec, positions="jax")
+    with pytest.raises(UsageError, match="asks for positions=jax, and recipe 'light' for library: --set positions=jax"):
+        FineTune.from_options(SHORT).bind(asked, task)
+    assert FineTune.from_options(SHORT | {"positions": "jax"}).bind(asked, task).recipe.positions == "jax"

@@ -29,6 +29,7 @@ from vitbench.records.atomic import write_text
 from vitbench.tasks.task import Split, Task
 from vitbench.tasks.transforms import Preprocessing
 from vitbench.training import processes
+from vitbench.training.dev_split import divided
 from vitbench.training.evaluate import predict
 from vitbench.training.loop import DivergedError, check_batch, train
 from vitbench.training.options import TrainingOptions
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from vitbench.backbones.classifier import Classifier
 
 DEFAULT_RECIPE = "light"
-_DEV_SEED = 0
 _DIVERGED = -1.0
 """The score of a trial that diverged, below that of any that did not."""
 
@@ -125,10 +125,15 @@ class FineTune(Protocol):
         """The recipe as it is for this task, and what is chosen on; see `Protocol.bind`.
 
         Raises:
-            UsageError: There is nothing to choose, or too little to choose on; a batch is larger than the split; or the head is
-                to be the checkpoint's, and that has none of the task's classes.
+            UsageError: There is nothing to choose, or too little to choose on; a batch is larger than the split; the head is to
+                be the checkpoint's, and that has none of the task's classes; or the spec has other position embeddings.
         """
         recipe, head = self.recipe.for_task(task.name), None
+        if backbone.spec.positions not in ("", recipe.positions):
+            raise UsageError(
+                f"backbone '{backbone.spec.text}' asks for positions={backbone.spec.positions}, and recipe '{recipe.name}' for "
+                f"{recipe.positions}: --set positions={backbone.spec.positions}, or leave it out of the spec"
+            )
         check_batch(recipe, task.train)
         try:
             head = None if recipe.from_scratch else own_head(backbone, task)
@@ -142,7 +147,7 @@ class FineTune(Protocol):
                 f"--tune: the grid of recipe '{recipe.name}' holds one recipe for {task.name}: give it values, such as "
                 f"--set grid.learning_rate=0.003,0.01,0.03"
             )
-        dev = task.tuning_splits() or _divided(task.train, recipe.dev_fraction)
+        dev = task.tuning_splits() or divided(task.train, recipe.dev_fraction)
         check_batch(recipe, dev[0])
         return replace(self, recipe=recipe, head=head, dev=dev)
 
@@ -365,33 +370,6 @@ def _finished(path: Path, identity: str) -> float | None:
     if found.get("identity") != identity:
         raise StoreError(f"{path} is a trial of another training: move its folder away, or choose another --out")
     return score
-
-
-def _divided(split: Split, fraction: float) -> tuple[Split, Split]:
-    """A split in two: `fraction` of every class's images to choose on, the rest to learn from.
-
-    The papers take the end of a shuffled split. A folder's images are in order of class, so that its end is a few classes: here
-    scikit-learn draws the same share of every class, by a fixed seed.
-
-    Raises:
-        UsageError: There are too few images for it.
-    """
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(len(split), dtype=np.int64)
-    try:
-        fit, dev = train_test_split(rows, test_size=fraction, random_state=_DEV_SEED, stratify=split.labels)
-    except ValueError as error:
-        raise UsageError(
-            f"--tune: {fraction:.0%} of the {len(split):,} images of split '{split.name}' of {split.task} is no dev split with "
-            f"every class in it ({error}); --set dev_fraction= takes another share"
-        ) from error
-    parts = (
-        (np.sort(fit), f"{split.name}, {1 - fraction:.0%} of each class"),
-        (np.sort(dev), f"{split.name}, the rest"),
-    )
-    one, other = (split.take(part, name) for part, name in parts)
-    return one, other
 
 
 def _devices(backbone: Backbone) -> list[torch.device]:
