@@ -84,3 +84,9 @@ def test_a_missing_file_offers_the_nearest(tmp_path: Path) -> None:
         make_config({}, tmp_path / "rum.yaml")
     with pytest.raises(UsageError, match="dtype takes auto, float32, bfloat16, float16, got 'int8'"):
         make_config({"dtype": "int8"})
+
+
+def test_a_suites_preprocessing_belongs_to_its_own_protocol() -> None:
+    assert make_config({"suite": "vtab"}).preprocess == "vtab"
+    tuned = make_config({"suite": "vtab", "protocol": "finetune", "options": {"recipe": "paper"}})
+    assert (tuned.preprocess, tuned.tasks) == ("auto", ("vtab",))

@@ -42,12 +42,12 @@ def test_every_shipped_recipe_round_trips(name: str, tmp_path: Path) -> None:
 
 def test_the_paper_recipe_is_the_paper_s() -> None:
     recipe = load_recipe("paper", recipe_folders(), {})
-    told = recipe.for_task("cifar10").model_dump()
+    told = recipe.for_task("paper/cifar10").model_dump()
     assert (told["optimizer"], told["momentum"], told["weight_decay"], told["clip_norm"]) == ("sgd", 0.9, 0.0, 1.0)
     assert (told["resolution"], told["batch_size"], told["warmup_steps"], told["steps"]) == (384, 512, 500, 10_000)
     assert (told["head_init"], told["schedule"], told["crop"]) == ("zeros", "cosine", "inception")
     assert recipe.for_task("paper/oxford_pets").steps == 500
-    assert recipe.for_task("imagenet2012").grid.learning_rate == (0.003, 0.01, 0.03, 0.06)
+    assert recipe.for_task("paper/imagenet").grid.learning_rate == (0.003, 0.01, 0.03, 0.06)
     assert recipe.for_task("anything").steps == 2500
 
 
@@ -151,3 +151,22 @@ def test_trials_are_every_combination(tmp_path: Path) -> None:
     told = [(trial.steps, trial.learning_rate) for trial in recipe.trials()]
     assert told == [(150, 0.1), (150, 0.2), (300, 0.1), (300, 0.2)]
     assert [trial.steps for trial in load(tmp_path, "steps: 200\n").trials()] == [200]
+
+
+@pytest.mark.parametrize("field", ["tasks", "name", "description"])
+def test_what_belongs_to_the_file_is_no_override(field: str) -> None:
+    with pytest.raises(UsageError, match=f"{field} is for the file, and no field to override"):
+        load_recipe("light", recipe_folders(), {field: "3"})
+
+
+def test_commas_inside_parentheses_stay() -> None:
+    text = "resize(32x32,bicubic)|normalize(0.5,0.5)"
+    assert load_recipe("light", recipe_folders(), {"preprocess": text}).preprocess == text
+
+
+def test_a_recipe_of_the_paper_leaves_tasks_of_other_suites_alone() -> None:
+    paper = load_recipe("paper", recipe_folders(), {})
+    assert paper.for_task("paper/oxford_flowers102").steps == 500
+    flowers = paper.for_task("vtab/natural/oxford_flowers102")
+    assert (flowers.steps, flowers.warmup_steps) == (2500, 500)
+    assert paper.for_task("imagefolder/imagenette160").steps == 2500

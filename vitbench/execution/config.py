@@ -192,10 +192,14 @@ def make_config(values: Mapping[str, Any], file: Path | None = None) -> RunConfi
 
 
 def _suite(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a suite says of its evaluation: fields of the run, and options, which belong to its own protocol only."""
+    """What a suite says of its evaluation: fields of the run, and options.
+
+    Its options and its preprocessing belong to its own protocol: a recipe, say, has a preprocessing of its own.
+    """
     spec = suite_spec(name)
-    fields = {"tasks": (name,), "protocol": spec.protocol, "preprocess": spec.preprocess}
-    return fields, spec.options if given.get("protocol", spec.protocol) == spec.protocol else {}
+    if given.get("protocol", spec.protocol) != spec.protocol:
+        return {"tasks": (name,)}, {}
+    return {"tasks": (name,), "protocol": spec.protocol, "preprocess": spec.preprocess}, spec.options
 
 
 def _unknown_field(name: str) -> str:

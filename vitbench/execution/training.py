@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from vitbench.backbones.classifier import Classifier
-from vitbench.errors import StoppedError, StoreError, UsageError, VitbenchError
+from vitbench.errors import StoppedError, StoreError, UsageError, VitbenchError, first_line
 from vitbench.execution.config import RunConfig
 from vitbench.execution.recording import predictions_of, record_of
 from vitbench.execution.reporter import Reporter
 from vitbench.features.featureset import FeatureSet
 from vitbench.protocols.base import Cell, Outcome
 from vitbench.protocols.finetune import FineTune
+from vitbench.protocols.metrics import accuracy
 from vitbench.records.atomic import write_bytes
 from vitbench.records.identity import key
 from vitbench.records.provenance import provenance
@@ -95,7 +98,7 @@ def _one(
     label = f"train   {job.backbone.spec.label} · {job.task.name} · {name} seed {cell.seed}"
     began = time.perf_counter()
     total = job.protocol.recipe.steps + sum(trial.steps for trial in job.protocol.recipe.trials() if job.protocol.tune)
-    with reporter.track(label, total, "steps") as advance:
+    with _alone(folder), reporter.track(label, total, "steps") as advance:
         options = TrainingOptions(
             batch_size=config.batch_size,
             workers=config.workers or _WORKERS,
@@ -123,17 +126,52 @@ def _one(
     if not processes.is_main():
         return identity
     scored = FeatureSet(job.splits["test"].labels, job.rows["test"], {})
+    after = accuracy(outcome.predictions, scored.labels[scored.rows])
+    head = "the checkpoint's own head" if outcome.details["head_before"] == "checkpoint" else "a new head"
+    reporter.line(
+        f"{job.backbone.spec.label} · {job.task.name} · {name} seed {cell.seed}: accuracy "
+        f"{100 * outcome.details['accuracy_before']:.1f} % before the first step ({head}), {100 * after:.1f} % after the last"
+    )
     if config.save_models:
         outcome.details["model"] = f"models/{identity}"
         told = _save(trainee, config.out / "models" / identity, job)
         reporter.line(f"the trained model: --backbone {told}")
     record = record_of(job, name, outcome, scored, time.perf_counter() - began, source)
-    _beside(record, results.place(record), folder, outcome, scored, job)
+    try:
+        _beside(record, results.place(record), folder, outcome, scored, job)
+    except StoreError:
+        raise
+    except Exception as error:  # of a drawing library: a picture is not worth a finished training
+        reporter.warn(f"a picture of {record.key} could not be drawn ({first_line(error)}); the record is whole")
     results.write(record, predictions_of(outcome, scored))
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
     return record.key
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second process from training the same thing in the same folder.
+
+    Raises:
+        UsageError: Another process is at it.
+    """
+    if not processes.is_main():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"another process is training this in {folder}: wait for it, or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _save(trainee: Trainee, folder: Path, job: Job) -> str:

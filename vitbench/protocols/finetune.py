@@ -159,6 +159,7 @@ class FineTune(Protocol):
     def parameters(self) -> dict[str, Any]:
         """The whole recipe, as far as it decides a number; see `Protocol.parameters`."""
         found = self.recipe.parameters()
+        found.pop("preprocess")  # what was really done is a field of the record, and a user may have said otherwise
         if not self.tune:
             return {name: value for name, value in found.items() if name not in ("grid", "dev_fraction")}
         chosen = {
@@ -259,6 +260,7 @@ class FineTune(Protocol):
             # What the gain is counted from: the checkpoint's own head where its classes are the task's, else the new one.
             first = begin(recipe if head is None else recipe.changed(head_init="checkpoint"))
             before = predict(first, test_split, test_rows, preprocessing, options)
+            del first
             trainee = begin(recipe)
             measured = train(
                 trainee,
@@ -315,7 +317,7 @@ class FineTune(Protocol):
         fit, dev = self.dev
         rows, found = np.arange(len(dev), dtype=np.int64), dict[str, tuple[float, Recipe]]()
         for trial in self.recipe.trials():
-            name = f"lr{trial.learning_rate:g}-steps{trial.steps}"
+            name = f"lr{trial.learning_rate:.12g}-steps{trial.steps}"
             result = folder / "trials" / f"{name}.result"
             score = _finished(result, identity)
             if score is None:

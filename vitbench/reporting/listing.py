@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vitbench.errors import unknown
+from vitbench.errors import UsageError, listed, unknown
 
 if TYPE_CHECKING:
     from vitbench.tasks.spec import SplitSpec
@@ -104,20 +104,24 @@ def recipe_fields(name: str, task: str = "", overrides: Mapping[str, Any] | None
 
     Args:
         name: A recipe's name or file.
-        task: A task's full name, for which the recipe is shown; empty for the recipe as it is written.
+        task: A task, for which the recipe is shown; empty for the recipe as it is written.
         overrides: Fields that are set otherwise.
 
     Raises:
         UsageError: There is no such recipe, or a field cannot be meant.
     """
-    from vitbench.tasks.catalog import own_name
+    from vitbench.tasks.catalog import expand_tasks, own_name
     from vitbench.training.recipe import load_recipe
     from vitbench.training.recipe_files import recipe_folders
 
     recipe = load_recipe(name, recipe_folders(), overrides or {})
     found = {"name": recipe.name, "description": recipe.description}
     if task:
-        return found | {"task": own_name(task)} | recipe.for_task(own_name(task)).parameters()
+        names = expand_tasks([task])
+        if len(names) > 1:
+            raise UsageError(f"'{task}' means {len(names)} tasks, and a recipe is shown for one: {listed(names)}")
+        full = own_name(names[0])
+        return found | {"task": full} | recipe.for_task(full).parameters()
     return found | recipe.parameters() | {"tasks": recipe.tasks}
 
 

@@ -202,7 +202,8 @@ class _Run:
                         f"{self.checkpoints.folder}: run the same command again to go on from there",
                         status=128 + number,
                     )
-                if self._due(done, now - saved):
+                # While the loss is hopeless nothing is saved: it would push out the last good checkpoint.
+                if self._due(done, now - saved) and not self._hopeless(loss):
                     self._save(done)
                     saved = now
         if self.average is not None:
@@ -292,7 +293,7 @@ class _Run:
         """
         guess = math.log(self.num_classes)
         losses = [loss for loss, _ in self.recent]
-        bad = [not math.isfinite(loss) or loss > _DIVERGED * max(guess, 1.0) for loss in losses]
+        bad = [self._hopeless(loss) for loss in losses]
         if math.isfinite(losses[-1]) and not (all(bad) and len(bad) == self.window):
             return
         first = step + 1 - (bad[::-1].index(False) if False in bad else len(bad))
@@ -307,6 +308,10 @@ class _Run:
             f"training diverged at step {first + 1:,}: the loss is {losses[first - step - 1]:.3g}, where a guess has {guess:.3g} "
             f"(learning rate {rate:.3g}){kept}; use a lower learning_rate than {self.recipe.learning_rate:g}, or a longer warm-up"
         )
+
+    def _hopeless(self, loss: float) -> bool:
+        """Whether a loss is no number, or many times that of a guess."""
+        return not math.isfinite(loss) or loss > _DIVERGED * max(math.log(self.num_classes), 1.0)
 
     def _log(self, done: int, seconds: float) -> None:
         """A line of the history, on the updates since the line before."""

@@ -129,7 +129,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="not on biases and norms")
     clip_norm: float | None = Field(1.0, gt=0, description="global norm that gradients are clipped to, before momentum")
     batch_size: int = Field(512, ge=1, description="images per update; how many go through at once is --batch-size")
-    steps: int = Field(500, ge=1, description="updates")
+    steps: int = Field(500, ge=1, le=10**8, description="updates")
     warmup_steps: int = Field(
         100, ge=0, description="the learning rate rises linearly from 0, which the first update has"
     )
@@ -236,6 +236,8 @@ def load_recipe(given: str, folders: Sequence[Path], overrides: Mapping[str, Any
     for pattern, values in written.tasks.items():
         validated(_over({**data, "tasks": {}}, values), f"{path}: tasks: '{pattern}'")
     own = _nested(overrides)
+    if fixed := next((name for name in _OWN if name in own), None):
+        raise UsageError(f"recipe '{path.stem}': {fixed} is for the file, and no field to override")
     top = _over({"name": path.stem, **data}, own)
     kept = {pattern: _without(values, own) for pattern, values in written.tasks.items()}
     return validated({**top, "tasks": kept}, f"recipe '{path.stem}' with {', '.join(overrides)}" if own else str(path))
@@ -316,7 +318,7 @@ def _read(value: Any) -> Any:
     """A text of the command line as YAML reads it, and commas as a list; `1e-3`, which YAML calls a text, as a number."""
     if not isinstance(value, str):
         return value
-    if "," in value and not value.startswith(("[", "{", "rand-")):
+    if "," in value and "(" not in value and not value.startswith(("[", "{", "rand-")):
         return [_read(part.strip()) for part in value.split(",") if part.strip()]
     try:
         return (
