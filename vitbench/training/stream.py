@@ -162,7 +162,7 @@ def _running(loader: DataLoader[Sample]) -> Iterator[Iterator[Any]]:
     PyTorch ends them when the iterator is freed, which an exception that is still at hand, or shown, puts off; and where it comes
     to the end of the process it asks by SIGTERM, which they do not hear.
     """
-    with _child_signal_as_it_was():
+    with _child_signal_as_it_was(), _ending_signals_held():
         parts = iter(loader)
 
     def end() -> None:
@@ -209,6 +209,22 @@ def _child_signal_as_it_was() -> Iterator[None]:
     yield
     if before is not None:
         signal.signal(signal.SIGCHLD, before)
+
+
+@contextmanager
+def _ending_signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while workers are forked: these inherit that, and so have them held from their first moment.
+
+    The parent gets afterwards what came meanwhile.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_it_is(batch: Any) -> Any:
