@@ -78,6 +78,7 @@ def ablate(
     from vitbench.execution.config import make_config
     from vitbench.execution.reporter import Reporter
     from vitbench.records.provenance import command_line
+    from vitbench.records.remote import told
     from vitbench.reporting.ablation_table import CORRECTIONS, FORMATS
 
     named = {"over": over, "reference": reference, "correction": correction, "format": form, "plots": plots}
@@ -102,7 +103,7 @@ def ablate(
         _print_report(found, correction, form, plots or config.out / "ablations")
         if not quiet:
             there = len(found.result.keys) - found.result.written
-            line = f"{found.result.written} records written, {there} there already, in {config.out / 'records'}"
+            line = f"{found.result.written} records written, {there} there already, in {told(config.out / 'records')}"
             console(stderr=True).print(line, markup=False, soft_wrap=True)
     if found.result.failures:
         planned = bool(found.result.planned)

@@ -69,7 +69,9 @@ def analyze(
     from vitbench.analysis.run import PartlyFailedError, analyze
     from vitbench.cli.console import ConsoleReporter, console
     from vitbench.cli.run import key_value
+    from vitbench.records.remote import refuse_url
 
+    refuse_url(out, "--out")
     given = dict(key_value(text) for text in option or [])
     try:
         page = analyze(

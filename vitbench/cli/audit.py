@@ -77,8 +77,10 @@ def audit(
     from vitbench.cli.console import ConsoleReporter, console
     from vitbench.cli.run import key_value, refuse_empty
     from vitbench.execution.config import split_list
+    from vitbench.records.remote import refuse_url
 
     refuse_empty(locals())
+    refuse_url(out, "--out")
     options = AuditOptions(
         splits=tuple(split_list(splits) if splits else ()),
         limit=limit,

@@ -28,9 +28,10 @@ def ls(out: Out = None, as_json: Json = False) -> None:
     """List the feature stores: backbone, task, split, representations, rows, size, age."""
     from vitbench.cli.console import console, print_rows
     from vitbench.features.cache import stores
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
 
-    found = stores(out or DEFAULT_OUT)
+    found = stores(output_folder(out or DEFAULT_OUT))
     sizes = [store.size for store in found]
     rows = [
         {
@@ -59,9 +60,10 @@ def verify(out: Out = None) -> None:
     """
     from vitbench.cli.console import console
     from vitbench.features.cache import leftovers, problems, stores
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
 
-    folder = out or DEFAULT_OUT
+    folder = output_folder(out or DEFAULT_OUT)
     found = stores(folder)
     damaged = [line for store in found for line in problems(store)]
     for line in damaged:
@@ -100,13 +102,15 @@ def gc(
     """
     from vitbench.cli.console import console
     from vitbench.errors import UsageError
-    from vitbench.features.cache import leftovers, remove, stores
+    from vitbench.features.cache import file_size, leftovers, remove, stores
+    from vitbench.records import remote
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
 
-    folder = out or DEFAULT_OUT
+    folder = output_folder(out or DEFAULT_OUT)
     chosen = _chosen(folder, stores(folder), unused, None if older_than is None else _seconds(older_than))
     left = leftovers(folder)
-    size = sum(store.size for store in chosen) + sum(path.stat().st_size for path in left)
+    size = sum(store.size for store in chosen) + sum(map(file_size, left))
     for store in chosen:
         told = (
             f"{store.backbone} · {store.task} {store.split} · {', '.join(store.representations)} · {store.rows:,} rows"
@@ -127,7 +131,7 @@ def gc(
         typer.confirm(f"Remove {total}?", abort=True)
     held = [store for store in chosen if not remove(store)]
     for path in left:
-        path.unlink(missing_ok=True)
+        remote.remove(path)
     for store in held:
         console(stderr=True).print(f"kept: {store.folder} is in use", markup=False, soft_wrap=True)
     console().print(f"removed: {len(chosen) - len(held)} stores and {len(left)} leftover files")

@@ -108,17 +108,19 @@ def compare(
 
 def _compared(a: str, b: str, out: Path | None, filters: Filters) -> Compared:
     from vitbench.errors import UsageError
+    from vitbench.records.filesystem import url_in
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
     from vitbench.reporting.comparison import compare_backbones, compare_folders
     from vitbench.reporting.selection import read_measured
 
-    folders = [Path(text).expanduser() for text in (a, b)]
+    folders = [output_folder(text) if url_in(text) else Path(text).expanduser() for text in (a, b)]
     if all(folder.is_dir() for folder in folders):
         if out is not None:
             raise UsageError("--out is the folder of two backbones; A and B are folders themselves: leave it out")
         return compare_folders(folders[0], folders[1], filters)
     try:
-        return compare_backbones(read_measured(out or DEFAULT_OUT), a, b, filters)
+        return compare_backbones(read_measured(output_folder(out or DEFAULT_OUT)), a, b, filters)
     except UsageError as error:
         if any(folder.is_dir() for folder in folders):
             which, other = (a, b) if folders[0].is_dir() else (b, a)

@@ -70,11 +70,12 @@ def diagnose(
     from vitbench.cli.console import console
     from vitbench.cli.run import refuse_empty
     from vitbench.errors import VitbenchError
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
     from vitbench.reporting.diagnostics import cells
 
     refuse_empty(locals())
-    folder = out or DEFAULT_OUT
+    folder = output_folder(out or DEFAULT_OUT)
     places = _places(tasks or [])
     chosen, problems = _chosen(folder, record, backbone, list(places), shots, representations, seeds, protocol, limited)
     done = 0

@@ -58,6 +58,7 @@ def export(
     from vitbench.errors import UsageError
     from vitbench.execution.config import split_list
     from vitbench.records.atomic import write_text
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
     from vitbench.reporting.export import check_file, chosen, export_frame, read_all, write_table
 
@@ -72,7 +73,7 @@ def export(
         if out_file is None:
             raise UsageError("name a file with --out-file results.parquet (or .csv, .json), or ask for --to-hub-card")
         check_file(out_file)
-    found, notes = read_all(out or DEFAULT_OUT)
+    found, notes = read_all(output_folder(out or DEFAULT_OUT))
     found = chosen(
         found,
         tasks=split_list(tasks or []),

@@ -106,6 +106,7 @@ def leaderboard(
     from vitbench.execution.config import split_list
     from vitbench.records.atomic import write_text
     from vitbench.records.costs import read_costs
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
     from vitbench.reporting.boards import Show
     from vitbench.reporting.formats import FORMATS, render, rich_tables
@@ -131,7 +132,7 @@ def leaderboard(
     wanted = split_list(shots or [])
     if not all(shot.isdecimal() for shot in wanted):
         raise UsageError(f"--shots takes whole numbers from 0, got '{','.join(wanted)}'")
-    folder = out or DEFAULT_OUT
+    folder = output_folder(out or DEFAULT_OUT)
     frame, told = read_with_paths(folder)
     measured, unreadable = read_costs(folder) if costs or pareto else (None, [])
     boards = leaderboards(

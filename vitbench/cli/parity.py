@@ -59,6 +59,7 @@ def parity(
     from vitbench.cli.console import console, print_fields, print_rows
     from vitbench.errors import UsageError
     from vitbench.execution.config import split_list
+    from vitbench.records.remote import output_folder
 
     if images is not None and task is not None:
         raise UsageError("--images and --task both say where the images are from: give one of them")
@@ -66,6 +67,7 @@ def parity(
     wanted = split_list(shots)
     if not all(shot.isdigit() and int(shot) for shot in wanted):
         raise UsageError(f"--shots takes whole numbers from 1, got '{shots}'")
+    out = None if out is None else output_folder(out)
     scoring = Scoring(tuple(split_list(tasks)), tuple(map(int, wanted)), seeds, limit, out) if tasks else None
     source = str(images or task or "")
     pairs = compare(specs, chosen, source=source, tolerance=tolerance, seed=seed, device=device, scoring=scoring)

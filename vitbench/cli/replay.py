@@ -51,11 +51,12 @@ def replay(
     from vitbench.execution.replay import replay as run_again
     from vitbench.execution.reporter import Reporter
     from vitbench.records.provenance import command_line
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
 
     fields = {"device": device, "batch_size": batch_size, "workers": workers, "offline": offline}
     changes = record_changes(backbone, task, task_data, **fields)
-    found = find_record(record, out or DEFAULT_OUT)
+    found = find_record(record, output_folder(out or DEFAULT_OUT))
     result = run_again(
         found,
         changes=changes,

@@ -40,18 +40,20 @@ def report(
 
     from vitbench.cli.console import console
     from vitbench.cli.run import key_value, refuse_empty
+    from vitbench.records.remote import output_folder, refuse_url
     from vitbench.records.store import DEFAULT_OUT
     from vitbench.reporting.site.build import build_report
     from vitbench.reporting.site.serve import HOST, make_server
 
     refuse_empty(locals())
+    refuse_url(out, "--out")
     error = console(stderr=True)
     # The port is taken first: a report that takes a minute should not be made for a server that cannot start.
     server = make_server(out, port) if serve else None
     start = time.monotonic()
     try:
         built = build_report(
-            results or DEFAULT_OUT,
+            output_folder(results or DEFAULT_OUT),
             out,
             task_data=dict(key_value(text, "--task-data") for text in task_data or []),
             images=not no_images,

@@ -70,13 +70,14 @@ def why(
     from vitbench.errors import UsageError
     from vitbench.execution.replay import find_record
     from vitbench.execution.why import why_command, why_record
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
 
     changes = record_changes(backbone, task, task_data, device=device, offline=offline, out=out)
     arguments = _command(what)
     if arguments is None:
         changes.pop("out", None)
-        _print_record(why_record(find_record(what[0], out or DEFAULT_OUT), changes), as_json)
+        _print_record(why_record(find_record(what[0], output_folder(out or DEFAULT_OUT)), changes), as_json)
         return
     if changes:
         raise UsageError("options of the command belong to it: write them behind `run`")
@@ -188,6 +189,7 @@ def print_differences(differences: Sequence[Difference], then: str = "then", now
 
 def _print_command(answer: CommandAnswer, out: Path, as_json: bool) -> None:
     from vitbench.cli.console import console, print_fields
+    from vitbench.records.remote import told
 
     groups = answer.groups()
     if as_json:
@@ -207,7 +209,7 @@ def _print_command(answer: CommandAnswer, out: Path, as_json: bool) -> None:
         print_fields({"present": answer.present, "missing": rows, "failures": answer.failures}, as_json=True)
         return
     line = functools.partial(console().print, markup=False, soft_wrap=True)
-    line(f"{answer.verdict} ({out})", style="bold")
+    line(f"{answer.verdict} ({told(out)})", style="bold")
     shown = ""
     for group in groups:
         first = group[0]

@@ -7,7 +7,6 @@ removed is removed only below `<out>/features`.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from vitbench.errors import StoreError, UsageError
 from vitbench.features.store import sha256_of
+from vitbench.records import remote
 from vitbench.records.atomic import TEMPORARY_PREFIX, slug
 from vitbench.records.identity import DEFAULTS, key
 from vitbench.records.schema import Record
@@ -82,8 +82,9 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(_size(path) for path in self.folder.iterdir())
+        """Bytes of all its files, those of an output folder's URL that were not brought here included."""
+        shards = {sidecar.with_suffix(".safetensors") for sidecar in self.sidecars}
+        return sum(file_size(path) for path in {*self.folder.iterdir(), *shards})
 
     @property
     def age(self) -> float:
@@ -108,8 +109,9 @@ def stores(out: Path) -> list[Stored]:
         UsageError: There is no such folder.
     """
     root = out / FOLDER
+    remote.pull(root)
     if not root.is_dir():
-        raise UsageError(f"there are no features at {out}: name a run's output folder with --out")
+        raise UsageError(f"there are no features at {remote.told(out)}: name a run's output folder with --out")
     folders = {path.parent for path in root.rglob(IDENTITY_FILE)} | {path.parent for path in root.rglob("shard-*")}
     found = []
     for folder in sorted(folders):
@@ -151,6 +153,7 @@ def _problem(sidecar: Path, store: Stored, dims: dict[str, int]) -> str:
     content = json.loads(sidecar.read_text(encoding="utf-8"))
     path = sidecar.with_suffix(".safetensors")
     rows = np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in content["rows"]])
+    remote.fetch(path)
     if sha256_of(path) != content["sha256"]:
         return "the checksum is not that of the sidecar"
     names = {"float32": "F32", "float16": "F16"}
@@ -172,9 +175,10 @@ def _problem(sidecar: Path, store: Stored, dims: dict[str, int]) -> str:
 def leftovers(out: Path, older_than: float = LEFTOVER_SECONDS) -> list[Path]:
     """Files of killed processes: temporary ones, and shards without a sidecar, which nothing reads."""
     root = out / FOLDER
+    there = remote.leftovers(root, older_than)
     orphans = [path for path in root.rglob("shard-*.safetensors") if not path.with_suffix(".json").exists()]
     found = [*root.rglob(f"{TEMPORARY_PREFIX}*"), *orphans]
-    return sorted(path for path in found if _older(path, older_than))
+    return sorted({*there, *(path for path in found if _older(path, older_than))})
 
 
 def unused(found: Sequence[Stored], out: Path) -> list[Stored]:
@@ -238,8 +242,8 @@ def remove(store: Stored) -> bool:
         lock.acquire(timeout=0)
         try:
             for sidecar in store.sidecars:
-                sidecar.unlink(missing_ok=True)
-            shutil.rmtree(store.folder)
+                remote.remove(sidecar)
+            remote.remove_tree(store.folder)
         finally:
             lock.release()
         # The folders of its split, its task and its backbone, as far as nothing else is in them.
@@ -254,9 +258,10 @@ def remove(store: Stored) -> bool:
     return True
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Bytes of a file, or of the one at the URL of the output folder; 0 where there is none."""
     try:
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size if path.is_file() else remote.lies_there(path) or 0
     except OSError:
         return 0
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from vitbench.errors import StoreError, UsageError
 from vitbench.features.featureset import IntArray
+from vitbench.records import remote
 from vitbench.records.atomic import TEMPORARY_PREFIX, slug, write_file, write_text
 from vitbench.records.identity import DEFAULTS, canonical_json, key
 
@@ -74,6 +75,7 @@ class FeatureStore:
         Raises:
             StoreError: A shard cannot be read for now (too many open files, a network folder that is gone): nothing is judged.
         """
+        remote.pull(self.folder)
         self._is_read = True
         for sidecar in sorted(self.folder.glob("shard-*.json")):
             shard = sidecar.with_suffix(".safetensors")
@@ -134,7 +136,7 @@ class FeatureStore:
             digest = sha256_of(temporary)
 
         write_file(path, write)
-        sidecar = {"sha256": digest, "atoms": sorted(features), "rows": _runs(rows)}
+        sidecar = {"sha256": digest, "atoms": sorted(features), "rows": runs_of(rows)}
         write_text(path.with_suffix(".json"), json.dumps(sidecar) + "\n")
         self._shards[path.stem] = Shard(path, frozenset(features), rows)
 
@@ -202,7 +204,8 @@ class FeatureStore:
 
     def _sweep(self) -> None:
         for damaged in self.damaged:
-            damaged.with_suffix(".json").unlink(missing_ok=True)
+            remote.remove(damaged.with_suffix(".json"))
+            remote.remove(damaged)
         for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
             leftover.unlink(missing_ok=True)
         for shard in self.folder.glob("shard-*.safetensors"):
@@ -239,6 +242,7 @@ class FeatureStore:
             wanted[wanted] = ~filled[places[wanted]]
             if not wanted.any():
                 continue
+            self._bring(shard)
             values = _read(shard.path, atom, int(first), int(last))
             if result is None:
                 result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
@@ -248,9 +252,22 @@ class FeatureStore:
             raise StoreError(f"{int((~filled).sum())} rows of '{atom}' are not in the feature store {self.folder}")
         return result
 
+    def _bring(self, shard: Shard) -> None:
+        """Have a shard here that so far lies at the output folder's URL alone, and verify it as all others."""
+        if shard.path.exists() or not remote.fetch(shard.path):
+            return
+        if _verified(shard.path.with_suffix(".json"), key(self.identity)) is None:
+            self.damaged.append(shard.path)
+            del self._shards[shard.path.stem]
+            raise StoreError(
+                f"the shard {remote.told(shard.path)} is damaged; run the same command again to embed its images anew"
+            )
+
 
 def _verified(sidecar: Path, identity_key: str) -> Shard | None:
     """The shard of a sidecar; None if it is proved to be damaged, of other rows than it says, or of another identity.
+
+    One that lies at the URL of the output folder, and not here, is taken at its sidecar's word until it is read.
 
     Raises:
         StoreError: It could not be read, which proves nothing.
@@ -258,9 +275,11 @@ def _verified(sidecar: Path, identity_key: str) -> Shard | None:
     path = sidecar.with_suffix(".safetensors")
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
+        rows = np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in content["rows"]])
+        if not path.exists() and remote.lies_there(path) is not None:
+            return Shard(path, frozenset(content["atoms"]), rows)
         if sha256_of(path) != content["sha256"]:
             return None
-        rows = np.concatenate([np.arange(first, last, dtype=np.int64) for first, last in content["rows"]])
         with safe_open(path, framework="np") as shard:
             same_rows = np.array_equal(shard.get_tensor("rows"), rows)
             same_identity = (shard.metadata() or {}).get("identity") == identity_key
@@ -289,7 +308,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _runs(rows: IntArray) -> list[list[int]]:
+def runs_of(rows: IntArray) -> list[list[int]]:
     """Increasing rows as runs `[first, after last]`."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(rows, breaks) if len(run)]

@@ -19,20 +19,25 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in `path`'s folder, then give it the name `path`.
 
     A reader sees the old file, no file, or the whole new one. A process that is killed leaves at most a temporary file, which
-    nothing reads.
+    nothing reads. Below the mirror of a URL the file is put there first (see `vitbench.records.remote`).
 
     Raises:
-        StoreError: The disk is full or the folder cannot be written to; nothing that was there before is lost.
+        StoreError: The disk is full, or the folder or its URL cannot be written to; nothing that was there before is lost.
     """
+    from vitbench.records import remote  # which writes its own notes by this module
+
     temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
+        remote.put(temporary, path)
         temporary.replace(path)
     except Exception as error:
         # Libraries wrap a full disk in errors of their own (safetensors does), so their text is looked at as well.
+        if isinstance(error, StoreError):
+            raise
         if isinstance(error, OSError) or "os error" in str(error).lower():
             raise StoreError(f"cannot write {path}: {write_problem(error)}; what was saved before is intact") from error
         raise
@@ -52,11 +57,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and prove that files can be written there.
+    """Make `folder` and prove that files can be written there, and at its URL where it is the mirror of one.
 
     Raises:
         StoreError: They cannot.
     """
+    from vitbench.records import remote
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
@@ -66,6 +73,7 @@ def check_writable(folder: Path) -> None:
         raise StoreError(
             f"the output folder {folder} cannot be written to: {write_problem(error)}; choose another with --out"
         ) from error
+    remote.check_writable(folder)
 
 
 def sweep(folder: Path, older_than: float = 3600.0) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitbench.errors import StoreError
+from vitbench.records import remote
 
 IntArray = npt.NDArray[np.int64]
 
@@ -51,6 +52,7 @@ def read_predictions(record: Path) -> Predictions:
     import pyarrow.parquet as pq
 
     path = record.with_suffix(".parquet")
+    remote.fetch(path, siblings=True)
     try:
         table = pq.read_table(path)
         columns = {name: table.column(name).to_numpy() for name in table.column_names}

@@ -13,6 +13,7 @@ import numpy as np
 import pydantic
 
 from vitbench.errors import StoreError, UsageError
+from vitbench.records import remote
 from vitbench.records.atomic import slug, write_file, write_text
 from vitbench.records.identity import DEFAULTS
 from vitbench.records.schema import SCHEMA_VERSION, Record
@@ -32,6 +33,7 @@ class ResultStore:
     """
 
     def __init__(self, out: Path) -> None:
+        remote.ready(out)
         self.folder = out / "records"
         self._paths = {path.stem: path for path in self.folder.glob("*/**/*.json")}
         self._whole: dict[str, Record] = {}
@@ -79,6 +81,11 @@ class ResultStore:
         """The file that a record has, or will have; what belongs to it lies beside it, by the same name with other suffixes."""
         folder = self.folder / slug(record.backbone_name) / Path(*map(slug, record.task.split("/")))
         return self._paths.get(record.key, folder / f"{record.key}.json")
+
+    def take_up(self, path: Path) -> None:
+        """Learn of the file of a record that another process has written."""
+        self._paths[path.stem] = path
+        self._whole.pop(path.stem, None)
 
     def refresh(self, record: Record) -> None:
         """Write a record that is there again, with what its identity says nothing of said anew; its predictions stay."""
@@ -141,7 +148,7 @@ def find_records(path: Path) -> list[Path]:
     hint = (
         f"did you mean {inside[0]}?" if inside else "make some with `vitbench run`, or name another folder with --out"
     )
-    raise UsageError(f"there are no results at {path}: {hint}")
+    raise UsageError(f"there are no results at {remote.told(path)}: {hint}")
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
@@ -164,7 +171,7 @@ def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
     A damaged record is left out with a warning that names it; `frame.attrs["damaged"]` holds these lines.
 
     Args:
-        path: A run's output folder, or a folder of records.
+        path: A run's output folder or its URL, or a folder of records.
 
     Returns:
         A frame with at least `backbone, representation, task, protocol, shot, seed, l2, accuracy, n_support, n_test`; every
@@ -173,7 +180,7 @@ def load_results(path: str | Path = DEFAULT_OUT) -> pd.DataFrame:
     Raises:
         UsageError: There is no such folder.
     """
-    frame, damaged = read_results(Path(path))
+    frame, damaged = read_results(remote.output_folder(path))
     for line in damaged:
         warnings.warn(line, stacklevel=2)
     frame.attrs["damaged"] = damaged

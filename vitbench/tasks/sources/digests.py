@@ -13,20 +13,15 @@ from pathlib import Path
 
 from vitbench.errors import DataError, StoreError
 from vitbench.records.atomic import write_text
+from vitbench.records.remote import CACHE_VARIABLE, cache_folder
 from vitbench.tasks.sources.rows import file_digest
 
-CACHE_VARIABLE = "VITBENCH_CACHE"
+__all__ = ["CACHE_VARIABLE", "SETTLED_SECONDS", "cache_folder", "file_digests"]
+
 SETTLED_SECONDS = 2.0
 """A file changed so recently could change again within one tick of its clock, so its digest is not kept."""
 ENTRY_LENGTH = 5
 """Size, time of modification, time of change, inode, digest; an entry of another length is of another version."""
-
-
-def cache_folder() -> Path:
-    """Where digests are kept: `$VITBENCH_CACHE`, else `vitbench` in the user's cache folder."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitbench"
 
 
 def file_digests(root: Path, files: Sequence[Path]) -> list[str]:
