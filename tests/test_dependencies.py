@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
-OPTIONAL = {"jax": "jax", "lora": "peft"}
+OPTIONAL = {"jax": "jax", "lora": "peft", "ray": "ray"}
 """Extra to the module that it brings, where vitbench imports it."""
 UNDER_ANOTHERS_NAME = {"tabulate": "pandas.to_markdown", "torchvision": "timm"}
 """Declared because a library that we call needs them for what we ask of it."""
@@ -34,4 +34,4 @@ def test_every_import_is_declared_and_every_declaration_is_imported() -> None:
     assert imported() - modules - set(OPTIONAL.values()) == set()
     assert modules - imported() - set(UNDER_ANOTHERS_NAME) == set()
     for extra, module in OPTIONAL.items():
-        assert module in {re.split(r"[<>=]", text)[0] for text in project["optional-dependencies"][extra]}
+        assert module in {re.split(r"[<>=\[]", text)[0] for text in project["optional-dependencies"][extra]}

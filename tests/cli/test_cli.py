@@ -36,6 +36,7 @@ def fresh(*arguments: str, cwd: Path, timeout: float = 200) -> subprocess.Comple
         ["--help"],
         ["--version"],
         ["run", "--help"],
+        ["status", "--help"],
         ["cache", "gc", "--help"],
         ["ls", "tasks"],
         ["ls", "suites", "--json"],
@@ -54,10 +55,21 @@ def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str]) ->
     assert done.stdout.endswith("HEAVY []\n"), done.stdout[-300:] + done.stderr
 
 
+def test_tables_of_records_need_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "import vitbench.records.store, vitbench.reporting.formats, vitbench.reporting.leaderboard, vitbench.reporting.recorded\n"
+        "print(sorted({'torch', 'scipy.sparse'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "verb",
     [
         ["run"],
+        ["status"],
         ["leaderboard"],
         ["ls"],
         ["show", "task"],

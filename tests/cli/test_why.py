@@ -12,7 +12,8 @@ import vitbench
 from vitbench.cli import replay, run, why
 from vitbench.cli.why import parse_run
 from vitbench.errors import UsageError, VitbenchError
-from vitbench.execution import local
+from vitbench.execution import execute as executing
+from vitbench.execution.plan import RunResult
 from vitbench.execution.config import RunConfig
 from vitbench.records.store import ResultStore
 
@@ -89,11 +90,11 @@ COMMANDS = [
 def test_a_command_is_read_as_run_reads_it(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[RunConfig] = []
 
-    def caught(config: RunConfig, *_: Any, **__: Any) -> local.RunResult:
+    def caught(config: RunConfig, *_: Any, **__: Any) -> RunResult:
         seen.append(config)
-        return local.RunResult()
+        return RunResult()
 
-    monkeypatch.setattr(local, "execute", caught)
+    monkeypatch.setattr(executing, "execute", caught)
     done = invoke("run", *arguments)
     assert done.exit_code == 0, done.output
     assert parse_run(arguments).model_dump() == seen[0].model_dump()

@@ -16,7 +16,8 @@ import vitbench
 from tests.conftest import ImageFolderMaker
 from vitbench.backbones.base import Backbone
 from vitbench.errors import DataError, RepresentationError, StoreError, UsageError
-from vitbench.execution import job, local
+from vitbench.execution import job
+from vitbench.execution.execute import execute
 from vitbench.execution.config import make_config
 from vitbench.execution.reporter import Reporter
 from vitbench.features.store import FeatureStore
@@ -310,6 +311,6 @@ def test_a_dry_run_writes_nothing_and_mends_nothing(shoes: str, tmp_path: Path) 
     config = make_config(
         {"backbones": "pixels", "tasks": shoes, "out": tmp_path, "options": SHORT, "on_existing": "rerun"}
     )
-    result = local.execute(config, Reporter(), "a test", dry_run=True)
+    result = execute(config, Reporter(), "a test", dry_run=True)
     assert result.planned[0].images in (6, 12)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

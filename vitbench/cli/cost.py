@@ -26,7 +26,7 @@ def cost(
             "--backbone", "-b", help="KIND:NAME[@REVISION][,key=value…]; repeatable.", autocompletion=complete_backbone
         ),
     ],
-    batch_size: Annotated[str, typer.Option(help="Images per forward pass, or auto (256 on a GPU, else 32).")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Images per forward pass, or auto: as many as a run takes.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16; a spec's own goes first.")] = "auto",
     images: Annotated[int, typer.Option(min=1, help="Time at least this many images.")] = 256,
@@ -45,6 +45,7 @@ def cost(
     from vitbench.records.atomic import check_writable
     from vitbench.records.costs import write_cost
     from vitbench.records.provenance import command_line
+    from vitbench.records.remote import output_folder
     from vitbench.records.store import DEFAULT_OUT
     from vitbench.reporting.costs import cost_notes, cost_rows
 
@@ -52,7 +53,7 @@ def cost(
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise UsageError(f"--batch-size takes a whole number from 1, or auto; got '{batch_size}'")
     size = None if batch_size == "auto" else int(batch_size)
-    folder = out or DEFAULT_OUT
+    folder = output_folder(out or DEFAULT_OUT)
     check_writable(folder)
     measured, failures = [], []
     for spec in join_specs(backbone):

@@ -29,6 +29,7 @@ from vitbench.cli import (
     report,
     run,
     show,
+    status,
     why,
 )
 from vitbench.errors import StoppedError, VitbenchError, first_line
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run", epilog=run.EXAMPLES)(run.run)
+app.command("status", epilog=status.EXAMPLES)(status.status)
 app.command("leaderboard", epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("ablate", epilog=ablate.EXAMPLES)(ablate.ablate)

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitbench.cli.completion import complete_backbone, complete_task
+from vitbench.registry import uncollected
 
 if TYPE_CHECKING:
     from vitbench.execution.config import RunConfig
+    from vitbench.execution.plan import RunResult
     from vitbench.features.profile import Profile
 
 FINETUNING = "Fine-tuning"
 EPISODES = "Episodes and nearest neighbours"
+CLUSTER = "Several workers: a server with several GPUs, or a cluster"
 
 EXAMPLES = """Examples:
 
@@ -31,6 +34,8 @@ EXAMPLES = """Examples:
 `vitbench run --backbone hf:facebook/dinov2-small --tasks cifar100 --protocol knn --k 1,5,20`
 
 `vitbench run --backbone hf:google/vit-base-patch16-224-in21k --tasks cifar100 --recipe paper --set learning_rate=0.03`
+
+`vitbench run --backbone hf:./checkpoint --suite vtab --executor ray --address auto --budget 8h`
 
 `vitbench run --tasks imagefolder:./birds --protocol episodes --way 5 --shot 1,5 --queries 15 --episodes 600`
 """
@@ -166,6 +171,50 @@ def run(
     on_existing: Annotated[
         str | None, typer.Option(help="skip, rerun or error, for records that are there already.")
     ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="local, ray, or auto: ray where there are several GPUs or an --address, else this process.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster: auto (the one of this machine), HOST:PORT or ray://HOST:PORT; this machine alone if not given.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    gpus_per_job: Annotated[
+        float | None,
+        typer.Option(help="GPUs of one job, 0.5 for two jobs on one; 1 where there are any.", rich_help_panel=CLUSTER),
+    ] = None,
+    cpus_per_job: Annotated[
+        int | None,
+        typer.Option(help="CPU cores of one job; a GPU's share of them, or up to 4.", rich_help_panel=CLUSTER),
+    ] = None,
+    max_failures: Annotated[
+        int | None,
+        typer.Option(help="How often work whose worker was lost is given to another; 2.", rich_help_panel=CLUSTER),
+    ] = None,
+    timeout_per_job: Annotated[
+        str | None,
+        typer.Option(
+            help="How long one piece of a job may take, such as 90s or 2h, before it counts as hanging; no limit if not given.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(
+            help="Who writes features and trainings: driver, workers, or auto: workers where all see the output folder.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="How long the run may take, such as 30m: seeds, then shots, then tasks are left out to fit."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder; results/runs if not given.")] = None,
     config: Annotated[Path | None, typer.Option(help="A run written as YAML; the options here override it.")] = None,
     profile: Annotated[
@@ -183,11 +232,13 @@ def run(
     demo backbone and the pixels on the built-in tasks, which needs no network.
     """
     resolved = configuration(locals())
-    from vitbench.cli.console import ConsoleReporter, console, print_rows
-    from vitbench.errors import StoppedError
-    from vitbench.execution.local import execute
-    from vitbench.execution.reporter import Reporter
-    from vitbench.records.provenance import command_line
+    with uncollected(kept=True):
+        from vitbench.cli.console import ConsoleReporter, console
+        from vitbench.errors import StoppedError
+        from vitbench.execution.execute import execute
+        from vitbench.execution.reporter import Reporter
+        from vitbench.records.provenance import command_line
+        from vitbench.records.remote import told
 
     reporter = Reporter() if quiet else ConsoleReporter()
     try:
@@ -199,21 +250,32 @@ def run(
         console(stderr=True).print("interrupted: run the same command again to go on from here")
         raise typer.Exit(130) from None
     if dry_run:
-        print_rows(
-            [vars(job) | {"representations": ", ".join(job.representations)} for job in result.planned], as_json=False
-        )
-        console().print(f"{sum(job.images for job in result.planned):,} images would go through a backbone")
+        _print_plan(result)
     elif result.keys and not quiet:
         _print_leaderboard(resolved.out, result.keys)
         there = len(result.keys) - result.written
         console().print(
-            f"{result.written} records written, {there} there already, in {resolved.out / 'records'}", soft_wrap=True
+            f"{result.written} records written, {there} there already, in {told(resolved.out / 'records')}",
+            soft_wrap=True,
         )
     if result.profile is not None:
         _print_profile(result.profile, result.trace)
     if result.failures:
         print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
         raise typer.Exit(1 if result.planned else 2)
+
+
+def _print_plan(result: RunResult) -> None:
+    """The table of a dry run, and what it comes to."""
+    from vitbench.cli.console import console, print_rows
+    from vitbench.execution.estimate import duration_text, plan_rows
+
+    took = [job.seconds for job in result.planned]
+    print_rows(plan_rows(result.planned, took), as_json=False)
+    images = sum(job.images for job in result.planned)
+    shared = f" with {result.slots} jobs at a time" if result.slots > 1 else ""
+    total = max([sum(took) / result.slots, *took], default=0.0) if took else 0.0
+    console().print(f"{images:,} images would go through a backbone, in about {duration_text(total)}{shared}")
 
 
 def _print_profile(profile: Profile, trace: Path | None) -> None:
@@ -282,18 +344,21 @@ def print_failures(failures: list[str], alone: bool) -> None:
 
 
 def refuse_empty(options: Mapping[str, Any]) -> None:
-    """Refuse an option whose value is empty: most often a script's variable that was not set.
+    """Refuse an option whose value is empty: most often a script's variable that was not set; and a URL where a path belongs.
 
     Args:
         options: Parameter name to value.
 
     Raises:
-        UsageError: One is empty; it is named.
+        UsageError: One is empty, or is a URL and names no output folder; it is named.
     """
     from vitbench.errors import UsageError
+    from vitbench.records.remote import refuse_url
 
     for name, value in options.items():
         given = value if isinstance(value, list) else [value]
+        if isinstance(value, Path) and name not in ("out", "results"):
+            refuse_url(value, f"--{name.replace('_', '-')}")
         if any((isinstance(item, str) and not item.strip(" ,")) or item == Path() for item in given):
             raise UsageError(f"--{name.replace('_', '-')} is empty")
 
@@ -333,11 +398,12 @@ def places(texts: Sequence[str] | None) -> dict[str, str]:
 
 def _print_leaderboard(out: Path, keys: list[str]) -> None:
     """The tables of this run's records: those of full test splits, then those of limited ones."""
-    from vitbench.cli.console import console
-    from vitbench.records.store import ResultStore, as_frame
-    from vitbench.reporting.formats import rich_tables
-    from vitbench.reporting.leaderboard import leaderboards
-    from vitbench.tasks.catalog import suites
+    with uncollected():
+        from vitbench.cli.console import console
+        from vitbench.records.store import ResultStore, as_frame
+        from vitbench.reporting.formats import rich_tables
+        from vitbench.reporting.leaderboard import leaderboards
+        from vitbench.tasks.catalog import suites
 
     results = ResultStore(out)
     frame = as_frame(results.read(key) for key in keys)

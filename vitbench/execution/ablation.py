@@ -26,8 +26,9 @@ from vitbench.execution.ablation_levels import (
     subject_of,
 )
 from vitbench.execution.config import RunConfig
+from vitbench.execution.execute import execute
 from vitbench.execution.l2_path import execute_path, penalised
-from vitbench.execution.local import RunResult, execute
+from vitbench.execution.plan import RunResult
 from vitbench.execution.reporter import Reporter
 from vitbench.protocols import PROTOCOLS
 from vitbench.records.schema import Record

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vitbench.backbones import BACKBONES
 from vitbench.errors import UsageError, nearest
 from vitbench.records.atomic import write_text
+from vitbench.records.filesystem import url_in
+from vitbench.records.remote import attach, mirror_of, url_of
 from vitbench.records.store import DEFAULT_OUT
 from vitbench.tasks.catalog import suite_spec
 from vitbench.tasks.task import TaskOptions
@@ -44,6 +46,21 @@ def join_specs(values: str | Iterable[str]) -> list[str]:
             else:
                 specs[-1] += f",{part}"
     return [spec.strip() for spec in specs if spec.strip()]
+
+
+def seconds_of(text: str) -> float:
+    """A duration such as `90`, `90s`, `30m`, `1h30m`, in seconds; a plain number is seconds.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    import pandas as pd
+
+    plain = text.strip().removesuffix("s")
+    try:
+        return float(plain) if plain.replace(".", "", 1).isdecimal() else float(pd.Timedelta(text).total_seconds())
+    except ValueError as error:
+        raise ValueError(f"is a duration such as 90s, 30m or 2h, not '{text}'") from error
 
 
 class RunConfig(BaseModel):
@@ -104,7 +121,50 @@ class RunConfig(BaseModel):
     on_existing: Literal["skip", "rerun", "error"] = Field(
         "skip", description="what to do with records that are there already"
     )
-    out: Path = Field(DEFAULT_OUT, description="output folder")
+    executor: Literal["auto", "local", "ray"] = Field(
+        AUTO,  # type: ignore[arg-type]
+        description="local (this process) or ray; auto is ray where this machine has several GPUs",
+    )
+    address: str = Field("", description="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; empty is this machine")
+    gpus_per_job: float | None = Field(
+        None, ge=0, description="GPUs of one job under Ray; null is one where there are any"
+    )
+    cpus_per_job: int | None = Field(
+        None, ge=1, description="CPU cores of one job under Ray; null is what a GPU's share is, else 4 at most"
+    )
+    max_failures: int = Field(2, ge=0, description="how often a job whose worker was lost is given to another one")
+    timeout_per_job: float | None = Field(
+        None, gt=0, description="seconds that one piece of a job may take under Ray, or 90s, 30m, 2h; null is any"
+    )
+    writer: Literal["auto", "driver", "workers"] = Field(
+        AUTO,  # type: ignore[arg-type]
+        description="who writes features and trainings under Ray; auto is the workers where all see the output folder",
+    )
+    budget: float | None = Field(
+        None, gt=0, description="seconds that the run may take, or 90s, 30m, 2h: what does not fit is left out"
+    )
+    out: Path = Field(DEFAULT_OUT, description="output folder, or a URL such as s3://bucket/runs")
+    out_url: str = Field("", description="the URL that `out` mirrors; follows from `out`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mirrored(cls, data: Any) -> Any:
+        """Let `out` be the folder of this machine that mirrors a URL, and `out_url` the URL; nothing is asked of it yet."""
+        if not isinstance(data, dict):
+            return data
+        out, given = data.get("out"), str(data.get("out_url") or "")
+        url = (url_in(out) or url_of(Path(out))) if isinstance(out, str | Path) else ""
+        if not url and given:
+            if (named := url_in(given)) is None:
+                raise UsageError(f"out-url '{given}' is no URL: write such as s3://bucket/runs")
+            # What another machine wrote: its mirror is elsewhere, by the same name.
+            url = named if out is None or Path(out).name == mirror_of(named).name else ""
+        return {**data, "out": mirror_of(url), "out_url": url} if url else {**data, "out_url": ""}
+
+    @field_validator("timeout_per_job", "budget", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        return seconds_of(value) if isinstance(value, str) else value
 
     @field_validator("tasks", "representations", "trackers", mode="before")
     @classmethod
@@ -149,7 +209,19 @@ class RunConfig(BaseModel):
 
     def resolved_yaml(self) -> str:
         """The configuration as YAML that `--config` takes back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        fields = self.model_dump(mode="json")
+        if self.out_url:
+            fields["out"] = self.out_url
+        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
+
+    def attached(self) -> RunConfig:
+        """The configuration as a process of another machine needs it: `out` is that machine's mirror, with what lies at the URL.
+
+        Raises:
+            StoreError: The URL cannot be read, or does not answer.
+            UsageError: Its driver is not installed there.
+        """
+        return self.model_copy(update={"out": attach(self.out_url)}) if self.out_url else self
 
     def save(self) -> Path:
         """Write the resolved configuration below the output folder, named by its content; the file's path."""
@@ -173,6 +245,8 @@ def make_config(values: Mapping[str, Any], file: Path | None = None) -> RunConfi
     """
     given = {name: value for name, value in values.items() if value is not None}
     base, root = _read_yaml(file) if file else ({}, None)
+    if "out" in given:
+        base.pop("out_url", None)
     suite = given.pop("suite", None) or base.pop("suite", None)
     suite_fields, suite_options = _suite(str(suite), {**base, **given}) if suite else ({}, {})
     written = base.get("options") or {}

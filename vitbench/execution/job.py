@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,21 +11,17 @@ import numpy as np
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import COMMON_REPRESENTATIONS, parse_backbone_spec, parse_representation
-from vitbench.errors import RepresentationError, StoreError, UsageError, VitbenchError, unknown
+from vitbench.errors import RepresentationError, UsageError, unknown
 from vitbench.execution.config import AUTO, TASK, RunConfig
-from vitbench.execution.recording import is_there, predictions_of, record_of, shown
-from vitbench.execution.reporter import Reporter
-from vitbench.features.extract import ExtractionOptions, feature_set
-from vitbench.features.featureset import FeatureSet, IntArray
+from vitbench.execution.recording import is_there, shown
+from vitbench.features.featureset import IntArray
 from vitbench.features.load import backbone_name, load_backbone, preprocessing_of
-from vitbench.features.profile import stage
 from vitbench.features.remembered import recall
 from vitbench.features.store import FeatureStore
-from vitbench.features.view import rows_of_bases, split_features
+from vitbench.features.view import rows_of_bases
 from vitbench.protocols import metrics
-from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
+from vitbench.protocols.base import Cell, Protocol
 from vitbench.records.identity import FEATURE_FIELDS, RECORD_FIELDS, identity, key
-from vitbench.records.provenance import provenance
 from vitbench.records.schema import Record
 from vitbench.records.store import ResultStore
 from vitbench.tasks import transforms
@@ -78,6 +73,16 @@ class Job:
         return sum(map(len, self.wanted.values()))
 
     @cached_property
+    def atoms(self) -> frozenset[str]:
+        """What the representations that are still wanted are made of, as feature stores name it."""
+        return frozenset(str(atom) for name in self.wanted for atom in self.backbone.resolve(name))
+
+    @cached_property
+    def bases(self) -> dict[str, Split]:
+        """Name to each stored split that rows are taken from."""
+        return {base.name: base for split in self.splits.values() for base in split.bases}
+
+    @cached_property
     def stored_rows(self) -> dict[str, IntArray]:
         """Name of a stored split to the rows of it whose features are needed for any role, increasing."""
         found: dict[str, IntArray] = {}
@@ -88,9 +93,8 @@ class Job:
 
     def images_missing(self) -> dict[str, int]:
         """Name of a stored split to the number of its images that must go through the backbone."""
-        atoms = {str(atom) for name in self.wanted for atom in self.backbone.resolve(name)}
         return {
-            name: sum(map(len, self.stores[name].missing(atoms, rows).values())) if atoms else 0
+            name: sum(map(len, self.stores[name].missing(self.atoms, rows).values())) if self.atoms else 0
             for name, rows in self.stored_rows.items()
         }
 
@@ -130,6 +134,11 @@ def _loading(spec: str, protocol: Protocol) -> dict[str, Any]:
                 f"make them equal (--set {name}={own})"
             )
     return loading
+
+
+def looks_at_classifier(protocol: Protocol) -> bool:
+    """Whether a protocol may ask a backbone for the checkpoint's own classifier when it is bound to it."""
+    return type(protocol).bind is not Protocol.bind
 
 
 def prepare(
@@ -235,85 +244,6 @@ def prepare(
         same_as,
         [record.model_copy(update=said) for record in refreshed],
     )
-
-
-def carry_out(
-    job: Job, config: RunConfig, results: ResultStore, reporter: Reporter, command: str
-) -> tuple[set[str], list[str]]:
-    """Embed what is missing, score it, write the records.
-
-    Returns:
-        The keys of the records written, and a line for each representation that could not be scored.
-
-    Raises:
-        DataError: An image is broken.
-        StoreError: Something cannot be written; what was written before is intact.
-    """
-    if job.protocol.trains:
-        from vitbench.execution.training import carry_out_training
-
-        return carry_out_training(job, config, results, reporter, command)
-    made: set[str] = set()
-    failures: list[str] = []
-    for old in job.refreshed:
-        results.refresh(old)
-    if not job.records_wanted:
-        return made, failures
-    features = features_of(job, config, reporter)
-    tuning = Tuning(features["tune_train"], features["tune_validation"]) if job.protocol.tunes else None
-    source = provenance(command, str(job.backbone.device), job.backbone.provenance_notes)
-    label = f"score   {job.backbone.spec.label} · {job.task.name}"
-    with reporter.track(label, job.records_wanted, "records") as advance:
-        for name, cells in job.wanted.items():
-            try:
-                for outcome, seconds in timed(
-                    job.protocol.evaluate(
-                        features["train"], features["test"], name, job.task.num_classes, cells, tuning
-                    )
-                ):
-                    with stage("score"):
-                        record = record_of(job, name, outcome, features["test"], seconds, source)
-                    with stage("write"):
-                        results.write(record, predictions_of(outcome, features["test"]))
-                    made.add(record.key)
-                    advance(1)
-            except StoreError:
-                raise
-            except VitbenchError as error:
-                failures.append(f"{job.backbone.spec.label} on {job.task.name}, {name}: {error}")
-    return made, failures
-
-
-def timed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, float]]:
-    """Each outcome with the seconds that it took to come."""
-    coming = iter(outcomes)
-    while True:
-        started = time.perf_counter()
-        with stage("solve"):
-            outcome = next(coming, None)
-        if outcome is None:
-            return
-        yield outcome, time.perf_counter() - started
-
-
-def features_of(job: Job, config: RunConfig, reporter: Reporter) -> dict[str, FeatureSet]:
-    """Role to the features of its split; every image of a stored split goes through the backbone once, whatever its roles."""
-    bases = {base.name: base for split in job.splits.values() for base in split.bases}
-    sets = {name: _extract(job, bases[name], rows, config, reporter) for name, rows in job.stored_rows.items()}
-    return {role: split_features(split, job.rows[role], sets) for role, split in job.splits.items()}
-
-
-def _extract(job: Job, split: Split, rows: IntArray, config: RunConfig, reporter: Reporter) -> FeatureSet:
-    store = job.stores[split.name]
-    missing = job.images_missing()[split.name]
-    for path in store.damaged:
-        reporter.warn(
-            f"the shard {path.name} of {job.task.name} ({split.name}) is damaged: its images are embedded again"
-        )
-    label = f"extract {job.backbone.spec.label} · {job.task.name} {split.name}"
-    with reporter.track(label, missing, "images") as advance:
-        options = ExtractionOptions(config.batch_size, config.workers, advance, reporter.warn)
-        return feature_set(job.backbone, split, job.preprocessing, list(job.wanted), rows, store, options)
 
 
 def _of_cell(shared: Mapping[str, Any], cell: Cell) -> dict[str, Any]:

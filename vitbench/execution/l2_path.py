@@ -18,10 +18,12 @@ import torch
 from vitbench.backbones.base import Backbone
 from vitbench.errors import StoreError, UsageError, VitbenchError
 from vitbench.execution.config import RunConfig
-from vitbench.execution.job import Job, features_of, prepare, timed
-from vitbench.execution.local import LocalRun, PlannedJob, RunResult, planned_job
+from vitbench.execution.job import Job, prepare
+from vitbench.execution.local import LocalRun
+from vitbench.execution.plan import PlannedJob, RunResult, planned_job
 from vitbench.execution.recording import predictions_of, record_of
 from vitbench.execution.reporter import Reporter
+from vitbench.execution.work import features_of, timed
 from vitbench.features.featureset import FeatureSet
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
@@ -99,14 +101,14 @@ class _PathRun(LocalRun):
             for l2, protocol in self.protocols.items()
         }
         for failure in next(iter(jobs.values())).failures:
-            self._fail(failure, None)
+            self.fail(failure, None)
         for l2, job in jobs.items():
             self.penalties |= dict.fromkeys(job.keys, l2)
         planned = _planned_path(list(jobs.values()))
         if not self.dry_run:
             try:
                 for failure in self._carry_out(jobs):
-                    self._fail(failure, None)
+                    self.fail(failure, None)
             finally:
                 present = [found for job in jobs.values() for found in job.keys if found in self.results]
                 self.result.keys += [found for found in present if found not in self.result.keys]

@@ -5,145 +5,30 @@ from __future__ import annotations
 import gc
 import hashlib
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
-import torch
-
-from vitbench.backbones import BACKBONES
 from vitbench.backbones.base import Backbone
-from vitbench.backbones.spec import parse_backbone_spec, parse_representation
-from vitbench.errors import StoppedError, UsageError, VitbenchError, first_line
-from vitbench.execution.config import TASK, RunConfig
-from vitbench.execution.job import Job, carry_out, load_for, prepare, recall_for
-from vitbench.execution.reporter import Reporter
-from vitbench.features.profile import Profile, recording, stage
-from vitbench.features.remembered import remember
-from vitbench.hub import offline
-from vitbench.protocols import PROTOCOLS
+from vitbench.backbones.spec import parse_backbone_spec
+from vitbench.errors import StoppedError, VitbenchError, first_line
+from vitbench.execution.budget import fit
+from vitbench.execution.config import RunConfig
+from vitbench.execution.estimate import Rate, duration_text, seconds, speed, work_of
+from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare, recall_for
+from vitbench.execution.journal import Journal, NoJournal
+from vitbench.execution.plan import PlannedJob, RunResult, planned_job
+from vitbench.execution.reporter import Reporter, Stages
+from vitbench.execution.work import carry_out
+from vitbench.features.profile import stage
+from vitbench.features.remembered import remember, without_weights
 from vitbench.protocols.base import Protocol
-from vitbench.records.atomic import check_writable, sweep, write_text
+from vitbench.records.atomic import write_text
+from vitbench.records.costs import read_costs
 from vitbench.records.store import ResultStore
-from vitbench.tasks import transforms
-from vitbench.tasks.catalog import expand_tasks, load_task
-from vitbench.tasks.splits import parse
+from vitbench.tasks.catalog import load_task
 from vitbench.tasks.task import Task
 from vitbench.training import processes
-
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """A line of the plan, for `--dry-run` and for the summary.
-
-    Attributes:
-        backbone: The backbone's spec.
-        task: The task's full name.
-        representations: Those asked for.
-        records: Number of records that the job has in all.
-        present: Number of them that are there already.
-        images: Number of images that must go through the backbone, train and test together.
-        cached: Number of images that are needed and whose features are there already.
-    """
-
-    backbone: str
-    task: str
-    representations: tuple[str, ...]
-    records: int
-    present: int
-    images: int
-    cached: int
-
-
-@dataclass
-class RunResult:
-    """What came of a run.
-
-    Attributes:
-        keys: Keys of the run's records, those that were there before included.
-        written: Number of records written now.
-        planned: The plan, a line per job that could be prepared.
-        failures: What could not be done, a line each.
-        first_error: The first failure that a user can mend, as an exception; None when there was none.
-        profile: Where the time went, if that was asked for.
-        trace: The file that the profile was written to.
-    """
-
-    keys: list[str] = field(default_factory=list)
-    written: int = 0
-    planned: list[PlannedJob] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    first_error: VitbenchError | None = None
-    profile: Profile | None = None
-    trace: Path | None = None
-
-
-def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: bool = False) -> RunResult:
-    """Carry out a run: every task on every backbone. A failing job does not stop the others.
-
-    Args:
-        config: What to run.
-        reporter: Hears of the progress.
-        command: What started the run, for the records.
-        dry_run: Prepare every job, write nothing, and stop.
-
-    Raises:
-        StoppedError: A training was asked to end; its state is saved.
-        UsageError: A name cannot be meant (nothing has been done then).
-        StoreError: The output folder cannot be written to (nothing has been done then).
-    """
-    protocol: Protocol = PROTOCOLS.load(config.protocol).from_options(config.options)
-    task_names = expand_tasks(list(config.tasks))
-    for spec in config.backbones:
-        BACKBONES.check(parse_backbone_spec(spec).kind)
-    for name in config.representations:
-        parse_representation(name)
-    if config.preprocess != TASK:
-        transforms.check(config.preprocess)
-    for name in config.task_data:
-        if not set(expand_tasks([name])) & set(task_names):
-            raise UsageError(f"--task-data names the task '{name}', which is not among the tasks of this run")
-    for split in (config.train_split, config.test_split):
-        if split:
-            parse(split)
-    if processes.count() > 1:
-        processes.join(cpu=config.device == "cpu" or not torch.cuda.is_available())
-        if not processes.is_main():
-            return _beside_the_main_process(config, protocol, command, task_names)
-    if not dry_run:
-        check_writable(config.out)
-        sweep(config.out / "records")
-        config.save()
-    run = LocalRun(config, protocol, reporter, command, dry_run)
-    profile = Profile() if config.profile and not dry_run else None
-    with recording(profile), offline() if config.offline else nullcontext():
-        with stage("prepare"):
-            tasks = list(run.load_tasks(task_names))
-        for spec in config.backbones if tasks else ():
-            run.backbone(spec, tasks)
-    if profile is not None:
-        run.result.profile, run.result.trace = profile, profile.save(config.out / "profile")
-    return run.result
-
-
-def _beside_the_main_process(config: RunConfig, protocol: Protocol, command: str, task_names: list[str]) -> RunResult:
-    """What a process does that shares the trainings of a run: no more than that, and in silence.
-
-    Raises:
-        SystemExit: A training was asked to end, which the main process tells.
-    """
-    if protocol.trains:
-        run = LocalRun(config, protocol, Reporter(), command, dry_run=False)
-        with offline() if config.offline else nullcontext():
-            tasks = list(run.load_tasks(task_names))
-            for spec in config.backbones if tasks else ():
-                try:
-                    run.backbone(spec, tasks)
-                except StoppedError as stopped:
-                    raise SystemExit(stopped.status) from None
-    return RunResult()
 
 
 class LocalRun:
@@ -152,18 +37,82 @@ class LocalRun:
     recalls: ClassVar[bool] = True
     """Whether a backbone need not be loaded where `prepare` says that every record is there."""
 
-    def __init__(self, config: RunConfig, protocol: Protocol, reporter: Reporter, command: str, dry_run: bool) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        protocol: Protocol,
+        reporter: Reporter,
+        command: str,
+        dry_run: bool,
+        journal: Journal | NoJournal | None = None,
+    ) -> None:
         self.config, self.protocol, self.reporter = config, protocol, reporter
         self.command, self.dry_run = command, dry_run
+        self.journal = journal or NoJournal()
         self.results = ResultStore(config.out)
         self.result = RunResult()
         self.made: set[str] = set()
+        self.names: dict[str, str] = {}
+        self.rates: dict[tuple[str, str], Rate] = {}
+
+    def carry_out(self, task_names: list[str]) -> None:
+        """Every job of the run."""
+        with stage("prepare"):
+            tasks = list(self.load_tasks(task_names))
+        if tasks and self.config.budget is not None:
+            tasks = self.fitted(list(self._descriptions()), tasks)
+        for spec in self.config.backbones if tasks else ():
+            self.backbone(spec, tasks)
 
     def load_tasks(self, names: list[str]) -> Iterator[Task]:
         """The tasks that can be loaded; one that cannot is noted among the failures."""
         for name in names:
-            with self._failing_alone(""):
-                yield load_task(name, self.config.task_options)
+            with self._failing_alone("", task=name):
+                task = load_task(name, self.config.task_options)
+                self.names[task.name] = name
+                yield task
+
+    def fitted(self, backbones: Sequence[Backbone], tasks: Sequence[Task], slots: int = 1) -> list[Task]:
+        """The tasks that fit into the budget, with the seeds and shots that do; what is left out is told.
+
+        Raises:
+            UsageError: Not even the least of it fits.
+        """
+        budget = self.config.budget
+        if not backbones or budget is None:
+            return list(tasks)
+        rate = self._rate(backbones[0])
+        found = fit(self.config, self.protocol, backbones, tasks, self.results, budget, rate, slots)
+        self.config, self.protocol = found.config, found.protocol
+        told = f"about {duration_text(found.seconds)} of a budget of {duration_text(budget)}"
+        line = f"{told}; left out: {'; '.join(found.dropped)}" if found.dropped else f"{told}: nothing is left out"
+        self.reporter.line(line)
+        self.journal.note(line)
+        for task in tasks:
+            if task not in found.tasks:
+                self.journal.dropped(self.names.get(task.name, task.name))
+        return found.tasks
+
+    def seconds(self, job: Job) -> float:
+        """An estimate of what is left to do of a job."""
+        return seconds(work_of(job), self._rate(job.backbone)) if job.records_wanted else 0.0
+
+    def _rate(self, backbone: Backbone) -> Rate:
+        """What a worker of this run does in a second in a backbone's dtype; measured once."""
+        place = str(backbone.device), backbone.dtype
+        if place not in self.rates:
+            costs, _ = read_costs(self.config.out)
+            self.rates[place] = speed(place[0], dtypes=place[1:], costs=costs, workers=self.config.workers)
+        return self.rates[place]
+
+    def _descriptions(self) -> Iterator[Backbone]:
+        """What the backbones of the run are; one that is not remembered is loaded and released."""
+        for spec in self.config.backbones:
+            known = self._remembered(spec)
+            with self._failing_alone("", backbone=spec), stage("load"):
+                yield known or without_weights(
+                    load_for(spec, self.config, self.protocol), looks_at_classifier(self.protocol)
+                )
 
     def backbone(self, spec: str, tasks: list[Task]) -> None:
         """Every job of one backbone, which is loaded once and released afterwards; not at all where every record is there."""
@@ -172,13 +121,13 @@ class LocalRun:
         if not tasks:
             return
         backbone: Backbone | None = None
-        with self._failing_alone(""), stage("load"):
+        with self._failing_alone("", backbone=spec), stage("load"):
             backbone = load_for(spec, self.config, self.protocol)
         if backbone is not None:
             if not self.protocol.loading:
                 remember(backbone)
             for task in tasks:
-                with self._failing_alone(f"{backbone.spec.label} on {task.name}: "):
+                with self._failing_alone(f"{backbone.spec.label} on {task.name}: ", backbone=spec, task=task.name):
                     self._job(backbone, task)
         del backbone
         gc.collect()
@@ -186,7 +135,7 @@ class LocalRun:
     def _remembered(self, spec: str) -> Backbone | None:
         """What the backbone of a spec was when it was last loaded, where that suffices to say which records are there."""
         protocol = self.protocol
-        if not self.recalls or protocol.trains or protocol.loading or type(protocol).bind is not Protocol.bind:
+        if not self.recalls or protocol.trains or protocol.loading or looks_at_classifier(protocol):
             return None
         with suppress(VitbenchError):  # loading it tells what is wrong
             return recall_for(spec, self.config)
@@ -201,7 +150,7 @@ class LocalRun:
             return False
         if job.records_wanted or job.failures:
             return False
-        with self._failing_alone(f"{backbone.spec.label} on {task.name}: "):
+        with self._failing_alone(f"{backbone.spec.label} on {task.name}: ", backbone.spec.text, task.name):
             self._prepared(job)
         return True
 
@@ -211,27 +160,45 @@ class LocalRun:
         self._prepared(job)
 
     def _prepared(self, job: Job) -> None:
-        task = job.task
-        planned = planned_job(job)
+        planned, place = self.announce(job), self.place(job)
+        if not self.dry_run:
+            try:
+                made, failures = carry_out(
+                    job, self.config, self.results, self.reporter, self.command, _JournalStages(self.journal, *place)
+                )
+            finally:
+                self.count(job)
+            self.made |= made
+            self.result.written += len(made)
+            for failure in failures:
+                self.fail(failure, None, *place)
+            if not failures and not job.failures:
+                self.journal.done(*place)
+        self.result.planned.append(planned)
+
+    def announce(self, job: Job) -> PlannedJob:
+        """Tell what the user should know of a job that is about to be carried out; its line of the plan."""
+        planned, task, place = planned_job(job, self.seconds(job)), job.task, self.place(job)
+        self.journal.prepared(*place, job.keys, planned.present, planned.images, planned.seconds)
         for failure in job.failures:
-            self._fail(failure, None)
+            self.fail(failure, None, *place)
         for note in job.notes:
             self.reporter.warn(f"{task.name}: {note}")
         if job.same_as:
             self.reporter.line(f"{task.name} is the same data as {job.same_as}: the records of that name are used")
-        if not self.dry_run:
-            try:
-                made, failures = carry_out(job, self.config, self.results, self.reporter, self.command)
-            finally:
-                self.result.keys += [key for key in job.keys if key in self.results and key not in self.result.keys]
-            self.made |= made
-            self.result.written += len(made)
-            for failure in failures:
-                self._fail(failure, None)
-        self.result.planned.append(planned)
+        return planned
+
+    def count(self, job: Job) -> None:
+        """Take up the keys of a job's records that are there."""
+        known = set(self.result.keys)
+        self.result.keys += [key for key in job.keys if key in self.results and key not in known]
+
+    def place(self, job: Job) -> tuple[str, str]:
+        """A job's name in the journal: the backbone and the task as the run was told."""
+        return job.backbone.spec.text, self.names.get(job.task.name, job.task.name)
 
     @contextmanager
-    def _failing_alone(self, where: str) -> Iterator[None]:
+    def _failing_alone(self, where: str, backbone: str = "", task: str = "") -> Iterator[None]:
         """An error inside is noted, and the rest of the run goes on."""
         try:
             yield
@@ -240,50 +207,53 @@ class LocalRun:
         except Exception as error:
             if processes.count() > 1:
                 raise  # the other processes wait for this one: they can only end with it
-            self._note(where, error)
+            self.note(where, error, backbone, task)
 
-    def _note(self, where: str, error: Exception) -> None:
+    def note(self, where: str, error: Exception, backbone: str = "", task: str = "") -> None:
+        """Put an error among the failures: a user's mistake as its line, anything else with its traceback in a file."""
         if isinstance(error, VitbenchError):
             told = any(f"'{name}'" in str(error) for name in self.config.backbones)
-            self._fail(str(error) if told else f"{where}{error}", error)
+            self.fail(str(error) if told else f"{where}{error}", error, backbone, task)
         else:
             # A bug, or a device that gave up: this job is lost, the others need not be, and the traceback is kept.
-            self._fail(f"{where}{self._keep_traceback(error)}", None)
+            text = "".join(traceback.format_exception(error))
+            line = f"{type(error).__name__}: {first_line(error)}"
+            self.fail(f"{where}{self.keep_traceback(line, text)}", None, backbone, task)
 
-    def _keep_traceback(self, error: Exception) -> str:
-        text = "".join(traceback.format_exception(error))
-        line = f"{type(error).__name__}: {first_line(error)} (unexpected"
+    def keep_traceback(self, line: str, text: str) -> str:
+        """Write the traceback of an unexpected error below the output folder; the error's line, with where that is."""
         if self.dry_run:
-            return f"{line})"
+            return f"{line} (unexpected)"
         path = self.config.out / "failures" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
         write_text(path, text)
-        return f"{line}; traceback in {path})"
+        return f"{line} (unexpected; traceback in {path})"
 
-    def _fail(self, line: str, error: VitbenchError | None) -> None:
+    def fail(self, line: str, error: VitbenchError | None, backbone: str = "", task: str = "") -> None:
+        """Put a line among the failures.
+
+        Args:
+            line: What is wrong.
+            error: The exception that it was, where a user can mend it.
+            backbone: Whose job it is; empty for every backbone's.
+            task: Of which task; empty for every task's.
+        """
         if error is not None and self.result.first_error is None:
             # A copy: the error itself would hold, by its traceback, the backbone and the features of the failed job.
             self.result.first_error = type(error)(str(error))
+        self.journal.failed(parse_backbone_spec(backbone).text if backbone else "", self.names.get(task, task), line)
         if line not in self.result.failures:
             self.result.failures.append(line)
             self.reporter.warn(f"failed: {line}")
 
 
-def planned_job(job: Job) -> PlannedJob:
-    """A job as a line of the plan."""
-    if job.protocol.trains:
-        from vitbench.execution.training import training_images
+class _JournalStages(Stages):
+    """Writes down where one job is."""
 
-        missing = training_images(job)
-        cached = 0
-    else:
-        missing = sum(job.images_missing().values())
-        cached = sum(map(len, job.stored_rows.values())) - missing
-    return PlannedJob(
-        backbone=job.backbone.spec.text,
-        task=job.task.name,
-        representations=tuple(job.representations),
-        records=len(job.identities),
-        present=len(job.identities) - job.records_wanted,
-        images=missing,
-        cached=cached,
-    )
+    def __init__(self, journal: Journal | NoJournal, backbone: str, task: str) -> None:
+        self._journal, self._place = journal, (backbone, task)
+
+    def running(self, stage: str) -> None:
+        self._journal.running(*self._place, stage)
+
+    def advanced(self, images: int) -> None:
+        self._journal.advanced(*self._place, images)

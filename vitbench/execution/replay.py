@@ -16,12 +16,14 @@ import numpy as np
 
 from vitbench.errors import StoreError, UsageError, VitbenchError, listed, unknown
 from vitbench.execution.config import RunConfig, make_config
-from vitbench.execution.job import Job, carry_out, load_for, prepare
+from vitbench.execution.job import Job, load_for, prepare
 from vitbench.execution.recording import cell_of
 from vitbench.execution.reporter import Reporter
+from vitbench.execution.work import carry_out
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Cell
+from vitbench.records import remote
 from vitbench.records.atomic import TEMPORARY_PREFIX, slug
 from vitbench.records.identity import canonical_json, key
 from vitbench.records.predictions import read_predictions
@@ -364,6 +366,7 @@ def _share_features(found: StoredRecord, folder: Path) -> None:
     record = found.record
     inside = Path("features", slug(record.backbone_name), *map(slug, record.task.split("/")))
     source = found.out / inside
+    remote.pull(source, whole=True)
     if not source.is_dir():
         raise UsageError(f"--reuse-features: there are no features at {source}; leave the option out to embed again")
     shutil.copytree(

@@ -31,3 +31,13 @@ class Reporter:
         there is one.
         """
         yield lambda done, text="": None
+
+
+class Stages:
+    """Hears where one job is; nobody does by default."""
+
+    def running(self, stage: str) -> None:
+        """The job is at `extract`, `score` or `train` from now on."""
+
+    def advanced(self, images: int) -> None:
+        """So many images have been embedded since."""

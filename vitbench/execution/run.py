@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.execution.config import make_config
-from vitbench.execution.local import execute
+from vitbench.execution.execute import execute
 from vitbench.execution.reporter import Reporter
 from vitbench.records.store import ResultStore, as_frame
 

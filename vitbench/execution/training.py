@@ -21,6 +21,7 @@ from vitbench.features.featureset import FeatureSet
 from vitbench.protocols.base import Cell, Outcome
 from vitbench.protocols.finetune import FineTune
 from vitbench.protocols.metrics import accuracy
+from vitbench.records import remote
 from vitbench.records.atomic import write_bytes
 from vitbench.records.identity import key
 from vitbench.records.provenance import provenance
@@ -135,6 +136,7 @@ def _one(
     if config.save_models:
         outcome.details["model"] = f"models/{identity}"
         told = _save(trainee, config.out / "models" / identity, job)
+        remote.push(config.out / "models" / identity)
         reporter.line(f"the trained model: --backbone {told}")
     record = record_of(job, name, outcome, scored, time.perf_counter() - began, source)
     try:

@@ -84,6 +84,13 @@ def feature_set(
         UsageError: Memory does not suffice.
     """
     extract_missing(backbone, split, preprocessing, names, rows, store, options)
+    return stored_features(backbone, split, names, rows, store)
+
+
+def stored_features(
+    backbone: Backbone, split: Split, names: Sequence[str], rows: IntArray, store: FeatureStore
+) -> FeatureSet:
+    """The features of some rows of a split, all of which the store has. Arguments as `feature_set`."""
     resolved = {name: [str(atom) for atom in backbone.resolve(name)] for name in names}
 
     def read(name: str, wanted: IntArray) -> Tensor:
@@ -126,8 +133,6 @@ def _embed(
     options: ExtractionOptions,
 ) -> None:
     """Embed `rows` in batches and append shards; a shard is whole batches, so that a resumed run forms the same batches."""
-    size = options.batch_size or _default_batch(backbone.device)
-    forward = _BackingOff(backbone, preprocessing, atoms, size, options)
     pending: list[tuple[IntArray, dict[Atom, Tensor]]] = []
     flushed = time.monotonic()
 
@@ -138,25 +143,56 @@ def _embed(
                 store.append(np.concatenate([batch for batch, _ in pending]), features)
             pending.clear()
 
-    modules = backbone.modules if options.packed else ()
     try:
-        with packed_linears(modules, backbone.device, backbone.dtype, size * TOKENS):
-            for batch, pixels in decoded_batches(split, preprocessing, rows, size, options.workers):
-                pending.append((batch, forward(pixels)))
-                options.progress(len(batch))
-                held = sum(value.nbytes for _, part in pending for value in part.values())
-                if held > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
-                    flush()
-                    flushed = time.monotonic()
+        for batch, values in embedded(backbone, split, preprocessing, atoms, rows, options):
+            pending.append((batch, values))
+            options.progress(len(batch))
+            held = sum(value.nbytes for _, part in pending for value in part.values())
+            if held > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
+                flush()
+                flushed = time.monotonic()
     finally:
         flush()
 
 
-def _default_batch(device: torch.device) -> int:
-    """Images per forward pass where nobody says; by the number of threads, which share the cache among them."""
+def embedded(
+    backbone: Backbone,
+    split: Split,
+    preprocessing: Preprocessing,
+    atoms: frozenset[Atom],
+    rows: IntArray,
+    options: ExtractionOptions,
+) -> Iterator[tuple[IntArray, dict[Atom, Tensor]]]:
+    """Embed rows of a split, batch by batch; nothing is kept.
+
+    Args:
+        backbone: The backbone, on its device.
+        split: The split.
+        preprocessing: How an image becomes pixels.
+        atoms: What to compute.
+        rows: `[M]` int64, increasing.
+        options: Batch size, workers, messages.
+
+    Yields:
+        The rows of a batch, and atom to `[n, D]` float32 on the CPU.
+
+    Raises:
+        DataError: An image is broken.
+        UsageError: Memory does not suffice.
+    """
+    size = options.batch_size or default_batch(backbone.device)
+    forward = _BackingOff(backbone, preprocessing, atoms, size, options)
+    modules = backbone.modules if options.packed else ()
+    with packed_linears(modules, backbone.device, backbone.dtype, size * TOKENS):
+        for batch, pixels in decoded_batches(split, preprocessing, rows, size, options.workers):
+            yield batch, forward(pixels)
+
+
+def default_batch(device: torch.device, threads: int | None = None) -> int:
+    """Images per forward pass where nobody says; by the number of threads (None: this process's), which share the cache."""
     if device.type != "cpu":
         return GPU_BATCH
-    return min(CPU_BATCH, max(SMALLEST_CPU_BATCH, CPU_BATCH_PER_THREAD * torch.get_num_threads()))
+    return min(CPU_BATCH, max(SMALLEST_CPU_BATCH, CPU_BATCH_PER_THREAD * (threads or torch.get_num_threads())))
 
 
 def decoded_batches(

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import vitbench
 from vitbench.backbones.base import Backbone, Representation
+from vitbench.backbones.classifier import Classifier
 from vitbench.backbones.load import device_name
 from vitbench.backbones.spec import Atom, BackboneSpec, parse_backbone_spec
 from vitbench.errors import StoreError
@@ -48,10 +49,18 @@ _TUPLES = ("layer_poolings", "layer_dims", "input_size", "mean", "std", "provena
 
 
 class RememberedBackbone(Backbone):
-    """A backbone without its weights: it can be asked what it is, and encodes nothing."""
+    """A backbone without its weights: it can be asked what it is, and encodes nothing.
 
-    def __init__(self, spec: BackboneSpec, content: dict[str, Any]) -> None:
-        self.spec = spec
+    Args:
+        spec: Its spec.
+        content: As `described` gives it.
+        classifier: The checkpoint's own classifier, or a clause why there is none; None where nobody has looked.
+    """
+
+    def __init__(
+        self, spec: BackboneSpec, content: Mapping[str, Any], classifier: Classifier | str | None = None
+    ) -> None:
+        self.spec, self._classifier = spec, classifier
         for name in _PLAIN:
             setattr(self, name, content[name])
         for name in _TUPLES:
@@ -64,6 +73,11 @@ class RememberedBackbone(Backbone):
         """None: the weights are not loaded."""
         return ()
 
+    def _stored_classifier(self) -> Classifier | str:
+        if self._classifier is None:
+            raise RuntimeError(f"backbone '{self.spec.text}' is only remembered: load it to look at its classifier")
+        return self._classifier
+
     def _forward(self, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
         raise RuntimeError(f"backbone '{self.spec.text}' is only remembered: load it to encode")
 
@@ -73,18 +87,33 @@ def remember(backbone: Backbone) -> None:
     stamps = _stamps(backbone.files)
     if not stamps or stamps != _stamps(backbone.files, settled=True):
         return
-    content = {name: getattr(backbone, name) for name in _PLAIN} | {
-        name: list(getattr(backbone, name)) for name in _TUPLES
-    }
-    content |= {
-        "preprocessing": backbone.preprocessing,
-        "representations": {name: asdict(item) for name, item in backbone.representations.items()},
-        "files": [str(path) for path in backbone.files],
-        "stamps": stamps,
-    }
+    content = described(backbone) | {"files": [str(path) for path in backbone.files], "stamps": stamps}
     # Without it the next run loads the backbone, which is slower, not wrong.
     with suppress(StoreError):
         write_text(_place(backbone.spec.text), json.dumps(content))
+
+
+def described(backbone: Backbone) -> dict[str, Any]:
+    """What a backbone is apart from its weights, as JSON values, from which a `RememberedBackbone` is made."""
+    plain = {name: getattr(backbone, name) for name in _PLAIN}
+    return plain | {
+        **{name: list(getattr(backbone, name)) for name in _TUPLES},
+        "preprocessing": backbone.preprocessing,
+        "representations": {name: asdict(item) for name, item in backbone.representations.items()},
+    }
+
+
+def without_weights(backbone: Backbone, classifier: bool = False) -> RememberedBackbone:
+    """What a loaded backbone is, on its device and in its dtype, when its weights are not needed any more.
+
+    Args:
+        backbone: The backbone.
+        classifier: Whether the checkpoint's own classifier is to be kept with it.
+    """
+    head = (backbone.classifier() or backbone.no_classifier) if classifier else None
+    known = RememberedBackbone(backbone.spec, described(backbone), head)
+    known.device, known.dtype, known.allow_untrained = backbone.device, backbone.dtype, backbone.allow_untrained
+    return known
 
 
 def recall(spec: str, *, device: str = "auto", allow_untrained: bool = False) -> RememberedBackbone | None:

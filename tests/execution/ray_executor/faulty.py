@@ -1,0 +1,74 @@
+"""A backbone and a protocol that go wrong when they are told to, for the worker processes of tests: another package's entry points.
+
+What goes wrong is said by files in a folder, which is the backbone's name (`faulty:/path/to/folder`) or the protocol's option
+`faults`. For each of the words `hang`, `hold`, `exit`, `crash`, a file `WORD` does it every time, and a file `WORD-once` once.
+A file `slow` holds the seconds that every call takes. A call leaves a file `pid-<number of its process>`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vitbench.backbones.pixels import PixelsBackbone
+from vitbench.backbones.spec import Atom, BackboneSpec, parse_backbone_spec
+from vitbench.protocols.base import Outcome
+from vitbench.protocols.knn import NearestNeighbours
+
+LONG = 600
+
+
+class FaultyBackbone(PixelsBackbone):
+    """The pixels of an image, unless something goes wrong."""
+
+    is_floor: ClassVar[bool] = False
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(parse_backbone_spec(f"pixels,resolution={spec.resolution or 8}"))
+        self.spec, self.architecture = spec, "faulty"
+        self.num_parameters = 1000
+
+    def _forward(self, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
+        go_wrong(Path(self.spec.name))
+        return super()._forward(pixels, atoms)
+
+
+@dataclass(frozen=True)
+class FaultyNeighbours(NearestNeighbours):
+    """Nearest neighbours, unless something goes wrong."""
+
+    name: ClassVar[str] = "faulty"
+
+    faults: str = ""
+
+    def evaluate(self, *arguments: Any, **named: Any) -> Iterator[Outcome]:
+        go_wrong(Path(self.faults))
+        yield from super().evaluate(*arguments, **named)
+
+
+def go_wrong(folder: Path) -> None:
+    """Do what the files of the folder say."""
+    (folder / f"pid-{os.getpid()}").touch()
+    for word in ("hang", "hold", "exit", "crash"):
+        try:
+            (folder / f"{word}-once").unlink()
+        except FileNotFoundError:
+            if not (folder / word).exists():
+                continue
+        if word == "hang":
+            time.sleep(LONG)
+        elif word == "hold":
+            ctypes.PyDLL(None).sleep(LONG)
+        elif word == "exit":
+            os._exit(7)
+        else:
+            raise RuntimeError("a bug")
+    if (slow := folder / "slow").exists():
+        time.sleep(float(slow.read_text()))

@@ -1,0 +1,82 @@
+"""The plan of a run, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitbench.errors import VitbenchError
+from vitbench.execution.job import Job
+from vitbench.features.profile import Profile
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A line of the plan, for `--dry-run` and for the summary.
+
+    Attributes:
+        backbone: The backbone's spec.
+        task: The task's full name.
+        representations: Those asked for.
+        records: Number of records that the job has in all.
+        present: Number of them that are there already.
+        images: Number of images that must go through the backbone, train and test together.
+        cached: Number of images that are needed and whose features are there already.
+        seconds: An estimate of what the rest takes; 0 where nothing is left.
+    """
+
+    backbone: str
+    task: str
+    representations: tuple[str, ...]
+    records: int
+    present: int
+    images: int
+    cached: int
+    seconds: float = 0.0
+
+
+@dataclass
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        keys: Keys of the run's records, those that were there before included.
+        written: Number of records written now.
+        planned: The plan, a line per job that could be prepared.
+        slots: How many jobs run at a time.
+        failures: What could not be done, a line each.
+        first_error: The first failure that a user can mend, as an exception; None when there was none.
+        profile: Where the time went, if that was asked for.
+        trace: The file that the profile was written to.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    written: int = 0
+    planned: list[PlannedJob] = field(default_factory=list)
+    slots: int = 1
+    failures: list[str] = field(default_factory=list)
+    first_error: VitbenchError | None = None
+    profile: Profile | None = None
+    trace: Path | None = None
+
+
+def planned_job(job: Job, seconds: float = 0.0) -> PlannedJob:
+    """A job as a line of the plan, with an estimate of what is left to do of it."""
+    if job.protocol.trains:
+        from vitbench.execution.training import training_images
+
+        missing = training_images(job)
+        cached = 0
+    else:
+        missing = sum(job.images_missing().values())
+        cached = sum(map(len, job.stored_rows.values())) - missing
+    return PlannedJob(
+        backbone=job.backbone.spec.text,
+        task=job.task.name,
+        representations=tuple(job.representations),
+        records=len(job.identities),
+        present=len(job.identities) - job.records_wanted,
+        images=missing,
+        cached=cached,
+        seconds=seconds,
+    )

@@ -1,0 +1,383 @@
+"""Starting a Ray of our own, and joining one that runs: quietly, in bounded time, and with one line where it fails.
+
+A Ray of our own listens on the loopback address 127.0.0.1 alone: its control service, its node manager and object manager, its
+runtime environment agent, this process and each worker take one port each, which the system chooses; there is no dashboard, and
+no statistics are sent. Whoever connects needs a token, which is made for each Ray, lives in the environment of its processes
+alone, and ends with them. Its files (sockets, logs, objects that do not fit into memory) lie in a temporary folder that only this
+user can read, and are removed at the end; those of a process that was killed, by the next one. Its processes end with the
+process that started it: where that is killed, what computes within seconds, and two idle helpers of Ray's (its agents, which
+first try for a minute to report the loss) after that.
+
+`ray.init` waits for well over a minute where a port is open and no Ray answers, deaf to signals, and its library can end the
+process. An address is therefore tried in a process of its own first, which is killed when time is up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import filelock
+
+from vitbench.errors import StoreError, UsageError, one_line
+
+REACH_SECONDS = 10.0
+"""How long a host may take to take a connection."""
+JOIN_SECONDS = 30.0
+"""How long a cluster may take to take a driver in; an idle one takes about two seconds."""
+FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
+LOOPBACK = "127.0.0.1"
+_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+"""No statistics are sent; a driver that `uv run` started does not ship its whole folder to the workers."""
+_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable whose 0 makes it keep the loopback address where it would put the machine's own in its place."""
+_FOLDER = "vitbench-ray-"
+_LONGEST_FOLDER = 40
+"""The path of a socket has 107 characters at most, of which Ray's own names take up to 66."""
+_REHEARSAL = """
+import json, sys
+try:
+    import ray
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+    ray.shutdown()
+    problem = None
+except Exception as error:
+    problem = [type(error).__name__, str(error), str(error.__cause__ or "")]
+print(json.dumps(problem))
+"""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a cluster is asked for.
+
+    Attributes:
+        text: What `ray.init` takes.
+        told: How messages name it.
+        host: Its host; `""` for `auto`.
+        port: Its port.
+    """
+
+    text: str
+    told: str
+    host: str = ""
+    port: int = 0
+
+    @property
+    def client(self) -> bool:
+        """Whether it is joined from outside, through its client server."""
+        return self.text.startswith("ray://")
+
+
+def imported() -> ModuleType:
+    """The ray package.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError(
+            f"--executor ray needs Ray, which cannot be imported ({one_line(error)}): "
+            'pip install "vitbench[ray]", or take --executor local'
+        ) from error
+    return ray
+
+
+def parse_address(text: str) -> Address:
+    """Read `--address`; `auto` is what the variable RAY_ADDRESS says, where it is set.
+
+    Raises:
+        UsageError: It has none of the forms.
+    """
+    told = f"--address {text}"
+    if text == "auto" and (text := os.environ.get("RAY_ADDRESS", "").strip() or "auto") != "auto":
+        told = f"--address auto (RAY_ADDRESS={text})"
+    if text == "auto":
+        return Address(text, told)
+    match = re.fullmatch(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", text)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise UsageError(f"{told} is no address of a Ray cluster: write {FORMS}")
+    return Address(text, told, match["host"].strip("[]"), int(match["port"]))
+
+
+@contextmanager
+def own() -> Iterator[None]:
+    """A Ray of our own on this machine, with the processors that this process may use and all GPUs that it sees.
+
+    It must be entered by a thread that outlives it (the main one): Ray's processes end with the thread that started them.
+
+    Raises:
+        StoreError: It does not start.
+    """
+    ray = imported()
+    with _temporary_folder() as folder, _environment(), _sigterm_kept():
+        if not any(name in os.environ for name in _TOKEN):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it says before `ray.init` sets the level
+        try:
+            with _loopback_kept(), _native_silence():
+                ray.init(
+                    address="local",
+                    num_cpus=_cores(),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="CRITICAL",
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=str(folder),
+                )
+        except Exception as error:
+            ray.shutdown()
+            raise StoreError(
+                f"Ray does not start on this machine: {one_line(error)}; see that its temporary folder has room "
+                "(TMPDIR names another), or take --executor local"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def joined(address: Address) -> Iterator[None]:
+    """Be a driver of a cluster that runs.
+
+    Raises:
+        UsageError: None answers, or it does not take this process.
+    """
+    ray = imported()
+    if address.host:
+        _reach(address)
+    _rehearse(address)
+    with _environment(), _sigterm_kept():
+        try:
+            with _loopback_kept(address.host), _native_silence():
+                ray.init(address=address.text, log_to_driver=False, logging_level="CRITICAL")
+        except Exception as error:
+            ray.shutdown()
+            raise UsageError(
+                _refusal(address, [type(error).__name__, str(error), str(error.__cause__ or "")])
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _reach(address: Address) -> None:
+    """See that something takes connections at an address."""
+    try:
+        socket.create_connection((address.host, address.port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        reason = f"no answer within {REACH_SECONDS:g} s" if isinstance(error, TimeoutError) else error.strerror or error
+        raise UsageError(f"no Ray cluster answers at {address.told}: {reason}; {_advice(address)}") from error
+
+
+def _rehearse(address: Address) -> None:
+    """Join in a process of its own and leave again, so that what hangs or aborts there does so in bounded time."""
+    timeouts = {"RAY_gcs_server_request_timeout_seconds": "10"}
+    loopback = {_LOOPBACK_ONLY: "0"} if _is_loopback(address.host) else {}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _REHEARSAL, address.text],
+            env={**os.environ, **timeouts, **loopback},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=JOIN_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address.told}: nothing came within {JOIN_SECONDS:g} s, though something takes "
+            f"connections there; {_advice(address)}"
+            if address.host
+            else f"the Ray cluster of {address.told} does not answer within {JOIN_SECONDS:g} s; {_advice(address)}"
+        ) from error
+    last = done.stdout.strip().splitlines()[-1:]
+    try:
+        problem = json.loads(last[0])
+    except (IndexError, ValueError):
+        problem = ["", f"the process that tried it ended with status {done.returncode}", ""]
+    if problem is not None:
+        raise UsageError(_refusal(address, problem))
+
+
+def _refusal(address: Address, problem: list[str]) -> str:
+    """What to tell of an error that joining raised: its type, its text, and its cause's."""
+    kind, text, cause = problem
+    both = f"{text}\n{cause}"
+    if "ersion mismatch" in both or "rotocol version" in both:
+        found = re.findall(r"(?:Ray|Python): *(\S+)", both)
+        cluster = f"Ray {found[0]} on Python {found[1]}" if len(found) == 4 else "another version of Ray or Python"
+        here = f"Ray {found[2]} on Python {found[3]}" if len(found) == 4 else f"Ray {imported().__version__}"
+        return (
+            f"the cluster of {address.told} runs {cluster}, and this process {here}: both must be the same; install the "
+            "cluster's versions here, or start the cluster with this environment"
+        )
+    if "Could not find any running Ray instance" in both:
+        return (
+            "--address auto finds no Ray cluster on this machine: start one with `ray start --head`, name one by "
+            "HOST:PORT or ray://HOST:PORT, or leave --address out for a Ray of this run's own"
+        )
+    if "No node info found" in both or "node info" in both:
+        return (
+            f"this machine is no node of the cluster of {address.told}: make it one with `ray start "
+            f"--address={address.text}`, or join from outside with ray://HOST:10001 (Ray's client port)"
+        )
+    if "uthenticat" in both or "token" in both.lower():
+        return (
+            f"the cluster of {address.told} asks for a token that this process lacks or has another one of: set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+        )
+    if kind == "ImportError" and "grpc" in both:
+        return f'{address.told} needs Ray\'s client: pip install "vitbench[ray]"'
+    said = re.split(r"\n|\. ", text.strip() or kind, maxsplit=1)[0][:200]
+    return f"no Ray cluster answers at {address.told}: {said}; {_advice(address)}"
+
+
+def _advice(address: Address) -> str:
+    if not address.host:
+        return "name the cluster by HOST:PORT, or leave --address out for a Ray of this run's own"
+    port = (
+        "its client port, 10001 unless said otherwise," if address.client else "its port, 6379 unless said otherwise,"
+    )
+    return (
+        f"see that the cluster's head runs (`ray start --head`) and that {port} can be reached from here, or leave "
+        "--address out for a Ray on this machine"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    return host in (LOOPBACK, "::1", "localhost")
+
+
+def _cores() -> int:
+    """The cores that this process may use: Ray heeds a container's quota, and not the affinity that schedulers set."""
+    from ray._private.utils import get_num_cpus
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else sys.maxsize
+    return max(1, min(usable, int(get_num_cpus())))
+
+
+@contextmanager
+def _loopback_kept(host: str = LOOPBACK) -> Iterator[None]:
+    """Inside, Ray takes the loopback address as it is; otherwise it puts the machine's own address in its place.
+
+    Ray does so for the address that it is to listen on, and is then open to the network, as well as for the one it is to join.
+    """
+    import ray._private.ray_constants as constants
+
+    before = constants.ENABLE_RAY_CLUSTER
+    if _is_loopback(host):
+        constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _native_silence() -> Iterator[None]:
+    """Keep Ray's compiled part, in this process and until it ends, from writing to the terminal.
+
+    Ray Data's actors make it print an error that is none (constructor arguments in the object store). Its level is only read
+    while Ray starts, which it tells in a line of its own; so what is written meanwhile goes nowhere.
+    """
+    before = os.environ.get(_LEVEL)
+    os.environ[_LEVEL] = "fatal"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+        if before is None:
+            os.environ.pop(_LEVEL, None)
+        else:
+            os.environ[_LEVEL] = before
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Ray's variables about tokens are as before afterwards; `ray.init` sets them."""
+    before = {name: os.environ.get(name) for name in _TOKEN}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _forget_token()
+
+
+def _forget_token() -> None:
+    """Make Ray's library, which keeps them, read the variables about tokens again when it is asked for another cluster."""
+    with suppress(ImportError, AttributeError):  # a Ray that knows no tokens
+        library: Any = importlib.import_module("ray._raylet")
+        library.Config.initialize("")
+        library.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """What SIGTERM does is afterwards as it was before.
+
+    Inside it is what `ray.init` makes of it: the process ends in order, by `SystemExit`. `training.signals` replaces that again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for the files of a Ray of our own, which is locked while it is used; unlocked ones beside it are removed."""
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    if len(f"{parent}/{_FOLDER}12345678/ray") > _LONGEST_FOLDER:
+        parent = Path("/tmp")
+    for left in parent.glob(f"{_FOLDER}*/lock"):
+        with suppress(filelock.Timeout, OSError), filelock.FileLock(left, timeout=0):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=parent))
+    with filelock.FileLock(folder / "lock"):
+        try:
+            yield folder / "ray"  # Ray opens the folder that it is given to all users; ours around it stays closed
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
