@@ -122,7 +122,7 @@ def test_then_the_most_expensive_tasks(prepared: list[str]) -> None:
 
 def test_if_not_even_the_least_fits_its_estimate_is_told(prepared: list[str]) -> None:
     with pytest.raises(
-        UsageError, match=r"--budget under 1 s is too short: .*seed 4 and shot 1 and task t0 on one .* about 1\.3 s"
+        UsageError, match=r"--budget 0\.5 s is too short: .*seed 4 and shot 1 and task t0 on one .* about 1\.3 s"
     ):
         fitted(0.5, WEIGHTS, PROTOCOL)
 

@@ -316,7 +316,7 @@ def test_no_job_is_lost_in_the_order(given_jobs: list[tuple[str, float]]) -> Non
     ("took", "text"),
     [
         (0, "0 s"),
-        (0.2, "under 1 s"),
+        (0.2, "1 s"),
         (1, "1 s"),
         (40.4, "40 s"),
         (89, "89 s"),

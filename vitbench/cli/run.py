@@ -13,8 +13,6 @@ from vitbench.registry import uncollected
 
 if TYPE_CHECKING:
     from vitbench.execution.config import RunConfig
-    from vitbench.execution.plan import RunResult
-    from vitbench.features.profile import Profile
 
 FINETUNING = "Fine-tuning"
 EPISODES = "Episodes and nearest neighbours"
@@ -234,6 +232,7 @@ def run(
     resolved = configuration(locals())
     with uncollected(kept=True):
         from vitbench.cli.console import ConsoleReporter, console
+        from vitbench.cli.run_tables import print_leaderboard, print_plan, print_profile
         from vitbench.errors import StoppedError
         from vitbench.execution.execute import execute
         from vitbench.execution.reporter import Reporter
@@ -250,55 +249,19 @@ def run(
         console(stderr=True).print("interrupted: run the same command again to go on from here")
         raise typer.Exit(130) from None
     if dry_run:
-        _print_plan(result)
+        print_plan(result)
     elif result.keys and not quiet:
-        _print_leaderboard(resolved.out, result.keys)
+        print_leaderboard(resolved.out, result.keys)
         there = len(result.keys) - result.written
         console().print(
             f"{result.written} records written, {there} there already, in {told(resolved.out / 'records')}",
             soft_wrap=True,
         )
     if result.profile is not None:
-        _print_profile(result.profile, result.trace)
+        print_profile(result.profile, result.trace)
     if result.failures:
         print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
         raise typer.Exit(1 if result.planned else 2)
-
-
-def _print_plan(result: RunResult) -> None:
-    """The table of a dry run, and what it comes to."""
-    from vitbench.cli.console import console, print_rows
-    from vitbench.execution.estimate import duration_text, plan_rows
-
-    took = [job.seconds for job in result.planned]
-    print_rows(plan_rows(result.planned, took), as_json=False)
-    images = sum(job.images for job in result.planned)
-    shared = f" with {result.slots} jobs at a time" if result.slots > 1 else ""
-    total = max([sum(took) / result.slots, *took], default=0.0) if took else 0.0
-    console().print(f"{images:,} images would go through a backbone, in about {duration_text(total)}{shared}")
-
-
-def _print_profile(profile: Profile, trace: Path | None) -> None:
-    """The table by stage, and where the trace is."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from vitbench.cli.console import console
-
-    table = Table("stage", box=SIMPLE_HEAD)
-    for name in ("calls", "seconds", "share", "images/s"):
-        table.add_column(name, justify="right")
-    for row in profile.rows():
-        rate = "" if row.images_per_second is None else f"{row.images_per_second:,.1f}"
-        table.add_row(
-            row.stage, f"{row.calls:,}" if row.calls else "", f"{row.seconds:,.3f}", f"{100 * row.share:.1f} %", rate
-        )
-    console().print(table)
-    console().print(
-        f"of {profile.seconds:,.2f} s; read, decode and transform run in threads of their own, beside the rest. "
-        f"The trace is in {trace}: open it in Perfetto, or a browser's tracing page",
-        soft_wrap=True,
-    )
 
 
 def configuration(parameters: Mapping[str, Any]) -> RunConfig:
@@ -394,19 +357,3 @@ def places(texts: Sequence[str] | None) -> dict[str, str]:
             raise UsageError(f"--task-data names '{task}' twice: {found[task]} and {path}")
         found[task] = path
     return found
-
-
-def _print_leaderboard(out: Path, keys: list[str]) -> None:
-    """The tables of this run's records: those of full test splits, then those of limited ones."""
-    with uncollected():
-        from vitbench.cli.console import console
-        from vitbench.records.store import ResultStore, as_frame
-        from vitbench.reporting.formats import rich_tables
-        from vitbench.reporting.leaderboard import leaderboards
-        from vitbench.tasks.catalog import suites
-
-    results = ResultStore(out)
-    frame = as_frame(results.read(key) for key in keys)
-    for part in (frame[frame["limit"].isna()], frame[frame["limit"].notna()]):
-        if len(part):
-            console().print(rich_tables(leaderboards(part, limited=bool(part["limit"].notna().all()), suites=suites())))

@@ -199,7 +199,5 @@ def _too_little(protocol: Protocol, task: Task, least: float, available: float, 
     parts = [f"{name[:-1]} {values[0]}" for name, values in _values(protocol).items()]
     what = " and ".join([*parts, f"task {task.name}"])
     whom = "one backbone" if backbones == 1 else f"{backbones} backbones"
-    return (
-        f"--budget {duration_text(available)} is too short: the least that could stay, {what} on {whom}, takes about "
-        f"{duration_text(least)}; give more time or fewer backbones"
-    )
+    given = duration_text(available) if available >= 1 else f"{available:g} s"
+    return f"--budget {given} is too short: the least that could stay, {what} on {whom}, takes about {duration_text(least)}; give more time or fewer backbones"

@@ -274,9 +274,9 @@ def longest_first(jobs: Sequence[tuple[Job, float]]) -> list[Job]:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as roughly as an estimate is known: `40 s`, `3 min`, `2.5 h`, `4 days`."""
+    """A duration as roughly as an estimate is known: `40 s`, `3 min`, `2.5 h`, `4 days`; what is less than a second is one."""
     if seconds < 1:
-        return "under 1 s" if seconds > 0 else "0 s"
+        return "1 s" if seconds > 0 else "0 s"
     for text, unit, below in (("s", 1, 90), ("min", _MINUTE, 90 * _MINUTE), ("h", _HOUR, 36 * _HOUR)):
         if seconds < below:
             return f"{_rounded(seconds / unit)} {text}"

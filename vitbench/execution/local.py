@@ -7,14 +7,12 @@ import hashlib
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec
 from vitbench.errors import StoppedError, VitbenchError, first_line
-from vitbench.execution.budget import fit
 from vitbench.execution.config import RunConfig
-from vitbench.execution.estimate import Rate, duration_text, seconds, speed, work_of
 from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare, recall_for
 from vitbench.execution.journal import Journal, NoJournal
 from vitbench.execution.plan import PlannedJob, RunResult, planned_job
@@ -29,6 +27,9 @@ from vitbench.records.store import ResultStore
 from vitbench.tasks.catalog import load_task
 from vitbench.tasks.task import Task
 from vitbench.training import processes
+
+if TYPE_CHECKING:
+    from vitbench.execution.estimate import Rate
 
 
 class LocalRun:
@@ -52,6 +53,7 @@ class LocalRun:
         self.results = ResultStore(config.out)
         self.result = RunResult()
         self.made: set[str] = set()
+        self.noted: set[str] = set()
         self.names: dict[str, str] = {}
         self.rates: dict[tuple[str, str], Rate] = {}
 
@@ -81,6 +83,9 @@ class LocalRun:
         budget = self.config.budget
         if not backbones or budget is None:
             return list(tasks)
+        from vitbench.execution.budget import fit
+        from vitbench.execution.estimate import duration_text
+
         rate = self._rate(backbones[0])
         found = fit(self.config, self.protocol, backbones, tasks, self.results, budget, rate, slots)
         self.config, self.protocol = found.config, found.protocol
@@ -95,10 +100,16 @@ class LocalRun:
 
     def seconds(self, job: Job) -> float:
         """An estimate of what is left to do of a job."""
-        return seconds(work_of(job), self._rate(job.backbone)) if job.records_wanted else 0.0
+        if not job.records_wanted:
+            return 0.0
+        from vitbench.execution.estimate import seconds, work_of  # not for a run whose records are all there
+
+        return seconds(work_of(job), self._rate(job.backbone))
 
     def _rate(self, backbone: Backbone) -> Rate:
         """What a worker of this run does in a second in a backbone's dtype; measured once."""
+        from vitbench.execution.estimate import speed
+
         place = str(backbone.device), backbone.dtype
         if place not in self.rates:
             costs, _ = read_costs(self.config.out)
@@ -182,8 +193,10 @@ class LocalRun:
         self.journal.prepared(*place, job.keys, planned.present, planned.images, planned.seconds)
         for failure in job.failures:
             self.fail(failure, None, *place)
-        for note in job.notes:
-            self.reporter.warn(f"{task.name}: {note}")
+        for line in (f"{task.name}: {note}" for note in job.notes):
+            if line not in self.noted:
+                self.noted.add(line)
+                self.reporter.warn(line)
         if job.same_as:
             self.reporter.line(f"{task.name} is the same data as {job.same_as}: the records of that name are used")
         return planned
