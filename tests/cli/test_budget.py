@@ -84,6 +84,8 @@ def test_the_executor_is_this_process_unless_there_is_more(monkeypatch: pytest.M
     assert executing.executor(make_config({"device": "cpu"})) == "local"
     assert executing.executor(make_config({"device": "cuda:1"})) == "local"
     assert executing.executor(make_config({"executor": "local"})) == "local"
+    monkeypatch.setattr(executing, "find_spec", lambda name: None)
+    assert executing.executor(make_config({})) == "local"
 
 
 def test_an_address_without_ray_is_refused(tmp_path: Path) -> None:

@@ -200,4 +200,7 @@ def _too_little(protocol: Protocol, task: Task, least: float, available: float, 
     what = " and ".join([*parts, f"task {task.name}"])
     whom = "one backbone" if backbones == 1 else f"{backbones} backbones"
     given = duration_text(available) if available >= 1 else f"{available:g} s"
-    return f"--budget {given} is too short: the least that could stay, {what} on {whom}, takes about {duration_text(least)}; give more time or fewer backbones"
+    return (
+        f"--budget {given} is too short: the least that could stay, {what} on {whom}, takes about {duration_text(least)}; "
+        f"give more time or fewer backbones"
+    )

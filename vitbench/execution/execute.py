@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 import torch
 
@@ -51,6 +52,8 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
         sweep(config.out / "records")
         config.save()
     name = executor(config)
+    if config.executor == AUTO and name == "local" and _several_gpus(config):
+        reporter.line('one of several GPUs is used: pip install "vitbench[ray]" to use them all')
     jobs = [(parse_backbone_spec(spec).text, task) for spec in config.backbones for task in task_names]
     profile = Profile() if config.profile and not dry_run else None
     with (
@@ -71,8 +74,12 @@ def executor(config: RunConfig) -> str:
         return config.executor
     if config.address:
         return "ray"
-    several = config.device in (AUTO, "cuda") and torch.cuda.device_count() > 1 and processes.count() == 1
-    return "ray" if several else "local"
+    return "ray" if _several_gpus(config) and find_spec("ray") is not None else "local"
+
+
+def _several_gpus(config: RunConfig) -> bool:
+    """Whether this machine has several GPUs that the run may use, and no launcher has shared them out already."""
+    return config.device in (AUTO, "cuda") and torch.cuda.device_count() > 1 and processes.count() == 1
 
 
 def _runs(name: str) -> type[LocalRun]:
