@@ -98,3 +98,22 @@ def test_blocks_of_any_size_give_the_same_ranking(block: int, monkeypatch: pytes
     monkeypatch.setattr(module, "BLOCK", block)
     assert model.ranking(x, 3).tolist() == expected
     assert model.ranking(x[:0], 3).shape == (0, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 500), st.integers(1, 7), st.sampled_from([1e-38, 1e-3, 1.0, 1e30]))
+def test_the_highest_scores_are_those_of_a_sort(seed: int, columns: int, count: int, scale: float) -> None:
+    scores = torch.randn(20, columns, generator=torch.Generator().manual_seed(seed)) * scale
+    values, indices = module.highest_of(scores, min(count, columns))
+    expected = scores.sort(dim=1, descending=True).values[:, : min(count, columns)]
+    assert torch.equal(values, expected)
+    assert torch.equal(scores.gather(1, indices), expected)
+
+
+def test_of_equal_scores_every_column_is_found_once_and_nan_is_seen() -> None:
+    scores = torch.tensor([[0.0, -0.0, 0.0, -1.0], [torch.nan, 3.0, 1.0, 2.0], [torch.inf, 3.0, 1.0, 2.0]])
+    values, indices = module.highest_of(scores, 3)
+    assert sorted(indices[0].tolist()) == [0, 1, 2]
+    assert values[0].tolist() == [0.0, 0.0, 0.0]
+    assert not torch.isfinite(values[1, 0])
+    assert not torch.isfinite(values[2, 0])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
+from vitbench.solvers import neighbours as module
 from vitbench.solvers.neighbours import cosine, nearest, ranked, votes
 
 
@@ -52,6 +53,43 @@ def test_blocks_change_nothing_and_the_search_is_exact(seed: int, bank: int, cou
     assert torch.equal(similarity, expected.gather(1, order))
     by_hand = np.nan_to_num(((q @ x.T) / (q.double().norm(dim=1)[:, None] * x.double().norm(dim=1))).numpy())
     np.testing.assert_allclose(expected.numpy(), by_hand, atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 40),
+    st.integers(1, 30),
+    st.sampled_from([97, 400]),
+    st.sampled_from([0.0, 1e-7, 1e-5, 1e-3, 1.0]),
+)
+def test_what_float32_proves_is_what_float64_finds(seed: int, width: int, count: int, rows: int, spread: float) -> None:
+    """Whether rows are far apart or copies of ten but for some digits, among them rows of zeros and queries that are rows."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(10, width)) + 1
+    x = centres[rng.integers(10, size=400)] + spread * rng.normal(size=(400, width))
+    x[rng.integers(400, size=3)] = 0
+    bank, queries = torch.from_numpy(x), torch.from_numpy(np.concatenate([x[:20], rng.normal(size=(20, width))]))
+    expected = module._nearest_in_float64(bank, queries, count, rows)
+    similarity, found = nearest(bank, queries, count, rows=rows)
+    assert torch.equal(found, expected[1])
+    torch.testing.assert_close(similarity, expected[0], rtol=0, atol=2e-12)
+
+
+def test_most_rows_are_compared_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    exact = module._nearest_in_float64
+
+    def counting(bank: torch.Tensor, queries: torch.Tensor, count: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(queries))
+        return exact(bank, queries, count, rows)
+
+    monkeypatch.setattr(module, "_nearest_in_float64", counting)
+    nearest(features(2000, 64, 0), features(300, 64, 1), 20)
+    assert sum(asked) <= 3
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    nearest(features(2000, 64, 0), features(300, 64, 1), 20)
+    assert asked[-1] == 300, "products of fewer digits prove nothing"
 
 
 def test_of_equal_rows_the_lowest_number_is_nearest() -> None:

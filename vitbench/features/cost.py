@@ -17,8 +17,9 @@ from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import DTYPES, Atom
 from vitbench.errors import UsageError, unknown
 from vitbench.features.cost_memory import cpu_peak_memory
-from vitbench.features.extract import CPU_BATCH, GPU_BATCH, is_out_of_memory
+from vitbench.features.extract import TOKENS, default_batch, is_out_of_memory
 from vitbench.features.load import AUTO, backbone_name, load_backbone
+from vitbench.features.precision import packed_linears
 from vitbench.records.costs import Cost
 from vitbench.records.provenance import provenance
 
@@ -38,11 +39,14 @@ def measure_cost(
 ) -> Cost:
     """Measure a backbone with every trained representation asked for, on noise of its input size.
 
+    The pass is the one of a run: the same number of images at once, and weights laid out for the CPU where a run does that.
+
     Args:
         spec: The backbone's spec.
         device: As for `load_backbone`.
         dtype: Of the computation, where the spec does not say it.
-        batch_size: Images per forward pass; None takes 256 on a GPU and 32 elsewhere, fewer when `images` are or memory runs out.
+        batch_size: Images per forward pass; None takes as many as a run (`vitbench.features.extract.default_batch`), fewer when
+            `images` are or memory runs out.
         images: At least this many are timed, in at least five batches.
         command: What asked for the measurement.
 
@@ -129,7 +133,7 @@ def _processor() -> str:
 
 def _timed(backbone: Backbone, atoms: frozenset[Atom], batch_size: int | None, images: int) -> tuple[int, list[float]]:
     """The batch size, and the seconds of each batch after those to warm up."""
-    size = batch_size or min(images, GPU_BATCH if backbone.device.type == "cuda" else CPU_BATCH)
+    size = batch_size or min(images, default_batch(backbone.device))
     while True:
         try:
             return size, _seconds(backbone, atoms, size, max(LEAST_REPEATS, -(-images // size)))
@@ -151,13 +155,14 @@ def _timed(backbone: Backbone, atoms: frozenset[Atom], batch_size: int | None, i
 def _seconds(backbone: Backbone, atoms: frozenset[Atom], size: int, repeats: int) -> list[float]:
     pixels = _noise(backbone, size)
     seconds = []
-    for number in range(WARM_UP + repeats):
-        _synchronise(backbone.device)
-        started = time.perf_counter()
-        backbone.encode_atoms(pixels, atoms)
-        _synchronise(backbone.device)
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
+    with packed_linears(backbone.modules, backbone.device, backbone.dtype, size * TOKENS):
+        for number in range(WARM_UP + repeats):
+            _synchronise(backbone.device)
+            started = time.perf_counter()
+            backbone.encode_atoms(pixels, atoms)
+            _synchronise(backbone.device)
+            if number >= WARM_UP:
+                seconds.append(time.perf_counter() - started)
     return seconds
 
 

@@ -17,9 +17,13 @@ from pathlib import Path
 import torch
 
 from vitbench.backbones.base import Backbone
+from vitbench.features.extract import TOKENS
 from vitbench.features.load import load_backbone
+from vitbench.features.precision import packed_linears
 
-METHOD = "weights + growth of the resident set at its peak over one batch, in a fresh process"
+METHOD = (
+    "weights + growth of the resident set at its peak over one batch, weights laid out included, in a fresh process"
+)
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -27,7 +31,8 @@ def cpu_peak_memory(spec: str, dtype: str, batch_size: int) -> tuple[int | None,
     """Peak memory of one batch on the CPU: the weights, the pixels, and all that is computed from them.
 
     It is the sum of the weights' bytes, which are counted, and of what the resident set grows by, at its peak, while a batch of
-    noise is made and encoded, after one image to warm up. It holds what `torch.cuda.max_memory_allocated` holds on a GPU, and
+    noise is made and encoded, after one image to warm up; and before it the weights are laid out for the CPU, where a run does
+    that, which takes their memory once more. It holds what `torch.cuda.max_memory_allocated` holds on a GPU, and
     what libraries set aside besides.
 
     Args:
@@ -78,7 +83,8 @@ def _measure(spec: str, dtype: str, batch_size: int, threads: int) -> dict[str, 
         _CLEAR.write_text("5")  # the peak begins anew (proc(5))
         before = _resident("VmRSS")
         pixels = torch.randn(batch_size, *size)
-        backbone.encode_atoms(pixels, atoms)
+        with packed_linears(backbone.modules, backbone.device, dtype, batch_size * TOKENS):
+            backbone.encode_atoms(pixels, atoms)
         grown = _resident("VmHWM") - before
     except (OSError, KeyError) as error:
         return {"bytes": None, "reason": f"not measured: this system does not tell a process's peak memory ({error})"}

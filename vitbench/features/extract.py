@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -133,26 +133,54 @@ def _embed(
     options: ExtractionOptions,
 ) -> None:
     """Embed `rows` in batches and append shards; a shard is whole batches, so that a resumed run forms the same batches."""
-    pending: list[tuple[IntArray, dict[Atom, Tensor]]] = []
+    pending = _Pending(len(rows))
     flushed = time.monotonic()
 
     def flush() -> None:
-        if pending:
-            features = {str(atom): torch.cat([part[atom] for _, part in pending]) for atom in atoms}
+        if pending.batches:
             with profile.stage("write"):
-                store.append(np.concatenate([batch for batch, _ in pending]), features)
-            pending.clear()
+                store.append(*pending.taken())
 
     try:
         for batch, values in embedded(backbone, split, preprocessing, atoms, rows, options):
-            pending.append((batch, values))
+            pending.add(batch, values)
             options.progress(len(batch))
-            held = sum(value.nbytes for _, part in pending for value in part.values())
-            if held > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
+            if pending.nbytes > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
                 flush()
                 flushed = time.monotonic()
     finally:
         flush()
+
+
+class _Pending:
+    """The features of batches that are not written as yet, in memory that was asked for at once.
+
+    Each by itself, small as they are, they would lie between the large pieces that forward passes ask for and give back, and the
+    C library could not use these again: memory then grows by as much as a forward pass takes, batch after batch.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Nothing as yet, and never more than `most` rows."""
+        self.most, self.batches, self.nbytes = most, list[IntArray](), 0
+        self._count, self._values = 0, dict[Atom, Tensor]()
+
+    def add(self, batch: IntArray, values: Mapping[Atom, Tensor]) -> None:
+        """Take the rows `[n]` of a batch and their features, atom to `[n, D]`."""
+        if not self._values:
+            row_bytes = sum(value[:1].nbytes for value in values.values())
+            room = min(self.most, FLUSH_BYTES // row_bytes + 1 + len(batch))
+            self._values = {atom: value.new_empty(room, value.shape[1]) for atom, value in values.items()}
+        for atom, value in values.items():
+            self._values[atom][self._count : self._count + len(batch)] = value
+            self.nbytes += value.nbytes
+        self._count += len(batch)
+        self.batches.append(batch)
+
+    def taken(self) -> tuple[IntArray, dict[str, Tensor]]:
+        """The rows and the features of all batches, which are then forgotten; the memory is used again by the next."""
+        rows, count = np.concatenate(self.batches), self._count
+        self.batches, self.nbytes, self._count = [], 0, 0
+        return rows, {str(atom): value[:count] for atom, value in self._values.items()}
 
 
 def embedded(

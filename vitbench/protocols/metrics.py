@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitbench.errors import DataError, VitbenchError, unknown
-from vitbench.features.featureset import IntArray
 
 if TYPE_CHECKING:
+    from vitbench.features.featureset import IntArray
     from vitbench.tasks.sources.rows import LabelSets
 
 RANKED = 5

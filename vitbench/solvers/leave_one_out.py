@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitbench.solvers import classifier, ridge
+from vitbench.solvers import classifier, products, ridge
 from vitbench.solvers.penalty_search import Evaluated, FitErrors, Search, fit_errors
 from vitbench.solvers.ridge import Spectrum
 
@@ -282,9 +282,10 @@ def _residuals(spectrum: Spectrum, parts: Parts) -> Iterator[tuple[slice, slice,
         chosen = slice(first, min(first + together, penalties))
         coefficients = (parts.gains[:, chosen, None] * projected[:, None]).flatten(1).to(parts.basis.dtype)
         offset = parts.offsets[chosen].flatten().to(parts.basis.dtype)
+        multiply = products.times(coefficients, size)
         for start in range(0, size, step):
             rows = slice(start, min(start + step, size))
-            flat = torch.addmm(offset, parts.basis[rows], coefficients)
+            flat = multiply(parts.basis[rows]).add_(offset)
             residuals = flat.view(len(flat), -1, num_classes)
             if problem.primal:
                 _add_to_own(residuals, problem.labels[rows], 2)

@@ -1,8 +1,14 @@
 """Classification by the nearest training rows in cosine similarity: exact, in blocks, all k from one pass.
 
-The similarity of a query q and a row x is q·x / (‖q‖·‖x‖), computed in float64; a row of zeros has similarity 0 to
-everything. Every query is compared with every row (no index, nothing is approximated); blocks of queries × rows keep the
-memory bounded whatever their numbers are. Of equal similarities the row of the lowest number is the nearer one.
+The similarity of a query q and a row x is q·x / (‖q‖·‖x‖), in float64; a row of zeros has similarity 0 to everything. Every
+query is compared with every row (no index, nothing is approximated); blocks of queries × rows keep the memory bounded whatever
+their numbers are. Of equal similarities the row of the lowest number is the nearer one.
+
+Most rows are far, which float32 tells. The rows of length 1 are rounded to float32 and multiplied in it, whatever the order of
+the sum; that is off by at most (D + 4) u Σ|q_d x_d| ≤ (D + 4) u = b, u = 2⁻²⁴, by Cauchy and Schwarz (see
+`vitbench.solvers.classifier`). Of each query the k + 12 rows of the highest such similarity are compared again in float64. If the
+k-th of them is above all that was left out by more than b, the k nearest are among them. A query of which that is not so, as
+where many rows are copies of one, is compared with every row in float64.
 
 The k nearest rows vote for their classes, each with weight 1, or with weight exp(s/T) for similarity s and temperature T, as
 in the evaluation of DINO (Caron et al. 2021; T = 0.07, after Wu et al. 2018). Of equal sums of votes the lowest class comes
@@ -16,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vitbench.solvers import products
 from vitbench.solvers.classifier import best_first
 
 QUERIES, ROWS = 1024, 8192
@@ -23,6 +30,15 @@ QUERIES, ROWS = 1024, 8192
 
 DECIMALS = 12
 """Digits of a similarity that count."""
+
+SPARE = 12
+"""Rows beyond the k nearest that are compared again in float64."""
+
+FEWEST_ROWS, MOST_FEATURES = 64, 8192
+"""Where float32 is of use: for few rows it saves nothing, and with many features its bound is too wide."""
+
+_AGAIN = 1 << 20
+_UNIT = 2.0**-24
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -63,6 +79,54 @@ def nearest(bank: Tensor, queries: Tensor, count: int, *, rows: int = ROWS) -> t
     Returns:
         Similarities `[M, count]` float64 and row numbers `[M, count]` int64.
     """
+    wanted = count + SPARE
+    useful = max(FEWEST_ROWS, wanted) < len(bank) and bank.shape[1] <= MOST_FEATURES
+    if not (useful and len(queries) and torch.get_float32_matmul_precision() == "highest"):
+        return _nearest_in_float64(bank, queries, count, rows)
+    similarity, found, proved = _nearest_of_candidates(bank, queries, count, *_candidates(bank, queries, wanted, rows))
+    doubtful = (~proved).nonzero()[:, 0]
+    if len(doubtful):
+        similarity[doubtful], found[doubtful] = _nearest_in_float64(bank, queries[doubtful], count, rows)
+    return similarity, found
+
+
+def _candidates(bank: Tensor, queries: Tensor, count: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The rows of largest similarity in float32: row numbers `[M, count]`, increasing, and the smallest similarity `[M]`."""
+    q = normalised(queries).to(torch.float32)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(bank), rows):
+        block = normalised(bank[start : start + rows]).to(torch.float32)
+        best = products.times(block.T, len(q))(q).topk(min(count, len(block)), dim=1)
+        parts.append((best.values, best.indices + start))
+    values, numbers = (torch.cat(items, dim=1) for items in zip(*parts, strict=True))
+    chosen = values.topk(count, dim=1)
+    return numbers.gather(1, chosen.indices).sort(dim=1).values, chosen.values[:, -1]
+
+
+def _nearest_of_candidates(
+    bank: Tensor, queries: Tensor, count: int, candidates: Tensor, least: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `nearest`, of the candidates alone, and whether that is proved to be the same, `[M]`.
+
+    Args:
+        bank: `[N, D]`.
+        queries: `[M, D]`.
+        count: How many.
+        candidates: `[M, C]` row numbers, increasing.
+        least: `[M]` the float32 similarity that no other row exceeds.
+    """
+    size = bank.shape[1]
+    step = max(1, _AGAIN // (candidates.shape[1] * size))
+    blocks = zip(torch.split(queries, step), torch.split(candidates, step), strict=True)
+    again = torch.cat([cosine(q[:, None], bank[some])[:, 0] for q, some in blocks])
+    order = again.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    similarity = again.gather(1, order)
+    bound = (size + 4) * _UNIT * (1 + size * _UNIT) * 1.001 + 2 * 10.0**-DECIMALS
+    return similarity, candidates.gather(1, order), similarity[:, -1] > least.to(torch.float64) + bound
+
+
+def _nearest_in_float64(bank: Tensor, queries: Tensor, count: int, rows: int) -> tuple[Tensor, Tensor]:
+    """As `nearest`."""
     q = queries.to(torch.float64)
     similarity = q.new_empty(len(q), 0)
     found = torch.empty(len(q), 0, dtype=torch.int64, device=q.device)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vitbench.solvers import leave_one_out as exact
-from vitbench.solvers import ridge
+from vitbench.solvers import products, ridge
 from vitbench.solvers.leave_one_out import Choice, Criterion, Parts
 from vitbench.solvers.ridge import Problem, RidgeClassifier, Spectrum
 
@@ -71,7 +71,7 @@ def in_float32(problem: Problem, grid: Sequence[float]) -> tuple[Choice, RidgeCl
     if problem.gram.dtype != torch.float64 or torch.get_float32_matmul_precision() != "highest":
         return None
     values, vectors = torch.linalg.eigh(problem.gram.to(torch.float32))
-    basis = problem.z.to(torch.float32) @ vectors
+    basis = products.times(vectors, problem.size)(problem.z.to(torch.float32))
     projected = (vectors.T @ problem.cross.to(torch.float32)).to(torch.float64)
     # Only matrices are float32: what there is one of for each eigenvalue, penalty or class is float64.
     spectrum = Spectrum(problem, values.to(torch.float64).clamp_min_(0), vectors, projected)

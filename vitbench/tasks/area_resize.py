@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -66,6 +65,8 @@ def _coverage(old: int, new: int) -> Any:
     With s = old / new, output pixel i covers [i s, (i + 1) s), and so max(0, min(j + 1, (i + 1) s) - max(j, i s)) of input
     pixel j. Ends and shares are float32, as in TensorFlow; where rounding takes an end beyond the last pixel, that pixel counts.
     """
+    from scipy import sparse  # a tenth of a second, which a run that embeds nothing need not wait for
+
     scale = np.float32(old) / np.float32(new)
     index = np.arange(new, dtype=np.float32)
     begin, end = index * scale, (index + np.float32(1)) * scale
@@ -78,4 +79,4 @@ def _coverage(old: int, new: int) -> Any:
     right_edge = left_edge + np.float32(1)
     inside = np.where(right_edge > right, scale, right_edge - left)
     share = np.where(left_edge < left, inside, np.where(right_edge > right, right - left_edge, np.float32(1)))
-    return scipy.sparse.csr_matrix((share.astype(np.float32), np.clip(column, 0, old - 1), starts), shape=(new, old))
+    return sparse.csr_matrix((share.astype(np.float32), np.clip(column, 0, old - 1), starts), shape=(new, old))
