@@ -54,22 +54,34 @@ def row(
     }
 
 
-def taken_in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def taken_in_turns(
+    sides: Mapping[str, Callable[[], object]], repeats: int, pause: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of every side in every repeat. They take turns, every second time in reverse; a first round warms up.
 
     Args:
         sides: Name to the work.
         repeats: Rounds that count.
+        pause: Seconds before each turn, in which the other libraries' idle threads stop spinning.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(-1, repeats):
         order = list(sides.items())
         for name, work in order if repeat % 2 else reversed(order):
+            _wait(pause)
             started = time.perf_counter()
             work()
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def _wait(pause: float) -> None:
+    """Sleep, the last moment awake, so that the processor is at its speed."""
+    until = time.perf_counter() + pause
+    time.sleep(max(0.0, pause - 0.01))
+    while time.perf_counter() < until:
+        pass
 
 
 def ratio_of(slower: list[float], faster: list[float]) -> float:
@@ -90,6 +102,20 @@ def processor() -> str:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def peak_memory(*, afresh: bool = False) -> int:
+    """The peak of this process's resident memory in bytes, on Linux.
+
+    Args:
+        afresh: First forget it, so that it is what is resident now, and later peaks count from here.
+    """
+    if afresh:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    if found is None:
+        raise OSError("this system does not tell a process's peak memory")
+    return int(found[1]) * 1024
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> None:

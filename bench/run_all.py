@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, processor, row, versions
+from common import RESULTS, processor, versions
 
 from vitbench.records.atomic import slug, write_text
 
@@ -37,74 +37,6 @@ LIMIT_SECONDS = 1800
 PEERS = ("torch", "timm", "transformers", "scikit-learn", "himalaya", "jax", "numpy", "pandas")
 
 Result = Mapping[str, Any]
-Row = dict[str, Any]
-
-
-def solver_rows(result: Result) -> list[Row]:
-    """The rows of `solver.json`, where it has none of its own."""
-    peer = f"scikit-learn {result['versions']['scikit-learn']} RidgeClassifierCV {result['sklearn_seconds']:.3f} s"
-    ours = f"{result['vitbench_seconds']:.3f} s"
-    return [row("leave-one-out over 30 penalties, K=100, 10 shots, D=768", ours, peer, result["ratio"], 5.0)]
-
-
-def episode_rows(result: Result) -> list[Row]:
-    """The rows of `episodes.json`: ridge has a goal in seconds, and each classifier stands against its loop."""
-    sklearn = result["versions"]["scikit-learn"]
-    ridge = result["classifiers"]["ridge"]["vitbench_seconds"]
-    goal = result["goal_seconds"]
-    rows = [
-        row(
-            "600 5-way 5-shot episodes by ridge, seconds",
-            f"{ridge:.3f} s",
-            f"the goal, {goal:g} s",
-            ridge,
-            goal,
-            at_most=True,
-        )
-    ]
-    for name, found in result["classifiers"].items():
-        ours, peer = (
-            f"{found['vitbench_seconds']:.3f} s",
-            f"scikit-learn {sklearn} loop {found['sklearn_seconds']:.3f} s",
-        )
-        rows.append(row(f"600 episodes, {name}", ours, peer, found["ratio"], 1.0))
-    return rows
-
-
-def startup_rows(result: Result) -> list[Row]:
-    """The rows of `startup.json`: every goal is in seconds."""
-    seconds = result["seconds"]
-    peers = dict.fromkeys(result["goals"], f"an empty Python {seconds['empty Python']:.3f} s")
-    if "import torch, timm" in seconds:
-        peers["run again"] = f"`import torch, timm` alone {seconds['import torch, timm']:.2f} s"
-    return [
-        row(f"`vitbench {verb}`, seconds", f"{seconds[verb]:.3f} s", peers[verb], seconds[verb], goal, at_most=True)
-        for verb, goal in result["goals"].items()
-    ]
-
-
-def record_rows(result: Result) -> list[Row]:
-    """The rows of `records.json`."""
-    ours, peer = result["seconds"], f"json.loads and a DataFrame {result['peer_seconds']:.2f} s"
-    claim = f"{result['records']:,} records to a leaderboard, seconds"
-    return [row(claim, f"{ours:.2f} s", peer, ours, result["goal"], at_most=True)]
-
-
-ROWS: dict[str, Callable[[Result], list[Row]]] = {
-    "solver": solver_rows,
-    "episodes": episode_rows,
-    "startup": startup_rows,
-    "records": record_rows,
-}
-
-
-def rows_of(name: str, result: Result) -> list[Row]:
-    """What the table shows of one bench: its own `rows`, or those made of its figures."""
-    if "rows" in result:
-        return list(result["rows"])
-    if name in ROWS:
-        return ROWS[name](result)
-    raise KeyError(f"bench/results/{name}.json has no `rows` (see bench/common.py)")
 
 
 def peaks() -> dict[str, float]:
@@ -202,7 +134,7 @@ def main() -> int:
             continue
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            found[name] = {"rows": rows_of(name, result), "result": result}
+            found[name] = {"rows": result["rows"], "result": result}
         except (KeyError, ValueError, TypeError) as error:
             found[name] = {"problem": f"its result cannot be read ({error})"}
     machine = {
