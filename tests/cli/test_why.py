@@ -13,8 +13,8 @@ from vitbench.cli import replay, run, why
 from vitbench.cli.why import parse_run
 from vitbench.errors import UsageError, VitbenchError
 from vitbench.execution import execute as executing
-from vitbench.execution.plan import RunResult
 from vitbench.execution.config import RunConfig
+from vitbench.execution.plan import RunResult
 from vitbench.records.store import ResultStore
 
 app = typer.Typer(rich_markup_mode="markdown")

@@ -17,8 +17,8 @@ from tests.conftest import ImageFolderMaker
 from vitbench.backbones.base import Backbone
 from vitbench.errors import DataError, RepresentationError, StoreError, UsageError
 from vitbench.execution import job
-from vitbench.execution.execute import execute
 from vitbench.execution.config import make_config
+from vitbench.execution.execute import execute
 from vitbench.execution.reporter import Reporter
 from vitbench.features.store import FeatureStore
 
