@@ -115,7 +115,7 @@ def main() -> None:
                     else "",
                 )
             )
-    write_result("ray_memory", {"rows": rows, "versions": versions("ray", "torch", "numpy")})
+    write_result("ray_memory", {"rows": rows, "versions": versions(["ray", "torch", "numpy"])})
 
 
 if __name__ == "__main__":

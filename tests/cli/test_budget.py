@@ -111,3 +111,9 @@ def test_a_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     config = make_config({"executor": "ray", "backbones": "pixels", "tasks": "digits", "out": tmp_path})
     with pytest.raises(UsageError, match="vitbench\\[ray\\]"):
         executing.execute(config, executing.Reporter(), "test")
+
+
+def test_options_of_a_cluster_are_told_to_be_of_no_use_here(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    done = run(image_folder(), tmp_path / "out", "--cpus-per-job", "2", "--timeout-per-job", "1h")
+    assert done.exit_code == 0
+    assert "--cpus-per-job, --timeout-per-job: for --executor ray, and of no use here" in " ".join(done.output.split())

@@ -94,3 +94,43 @@ def test_what_float32_is_not_meant_for_is_in_float64(monkeypatch: pytest.MonkeyP
 def test_reduced_precision_products_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert in_float32(ridge.prepare(*draw(300, 40, 6), 6), GRID) is None
+
+
+def with_rows_of_their_own(seed: int, alone: int) -> tuple[Tensor, Tensor]:
+    """500 rows of 260 features, of which the last `alone` are nonzero in one row each, none of those that are sampled evenly."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (500,), generator=rng)
+    x = torch.zeros(500, 260)
+    shared = 260 - alone
+    x[:, :shared] = torch.randn(3, shared, generator=rng)[labels] + 0.01 * torch.randn(500, shared, generator=rng)
+    sampled = set(torch.linspace(0, 499, 64).long().tolist())
+    others = [row for row in range(500) if row not in sampled]
+    x[others[:alone], torch.arange(shared, 260)] = 1.0
+    return x, labels
+
+
+@pytest.mark.parametrize("alone", [5, 100, 252])
+@pytest.mark.parametrize("least", [-16, -9, 0])
+def test_rows_that_decide_a_direction_alone_do_not_mislead_it(alone: int, least: int) -> None:
+    """Their leverage is all but 1, and what float32 leaves of 1 minus it says nothing."""
+    grid = tuple(2.0**power for power in range(least, least + 20))
+    for seed in range(4):
+        problem = ridge.prepare(*with_rows_of_their_own(seed, alone), 3)
+        found = in_float32(problem, grid)
+        if found is not None:
+            expected = exact.choose(ridge.decompose(problem), grid)
+            assert found[0].l2 == expected.l2
+            assert found[0].squared_error == pytest.approx(expected.squared_error, rel=0.01)
+
+
+def test_a_process_that_asked_for_tf32_by_torchs_newer_names_gets_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> str:
+        raise RuntimeError("mixed use of the old and the new precision settings")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    x, labels = draw(600, 300, 12, noise=2.0)
+    problem = ridge.prepare(x, labels, 12)
+    assert in_float32(problem, GRID) is None
+    choice, model = select(problem, GRID)
+    assert choice.l2 in GRID
+    assert model.predict(x).shape == (600,)

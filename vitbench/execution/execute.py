@@ -54,6 +54,8 @@ def execute(config: RunConfig, reporter: Reporter, command: str, *, dry_run: boo
     name = executor(config)
     if config.executor == AUTO and name == "local" and _several_gpus(config):
         reporter.line('one of several GPUs is used: pip install "vitbench[ray]" to use them all')
+    if name == "local" and (given := _of_no_use(config)):
+        reporter.warn(f"{', '.join(given)}: for --executor ray, and of no use here")
     jobs = [(parse_backbone_spec(spec).text, task) for spec in config.backbones for task in task_names]
     profile = Profile() if config.profile and not dry_run else None
     with (
@@ -75,6 +77,13 @@ def executor(config: RunConfig) -> str:
     if config.address:
         return "ray"
     return "ray" if _several_gpus(config) and find_spec("ray") is not None else "local"
+
+
+def _of_no_use(config: RunConfig) -> list[str]:
+    """The options that were given and say nothing to the local executor."""
+    fields = ("gpus_per_job", "cpus_per_job", "max_failures", "timeout_per_job", "writer")
+    changed = [name for name in fields if getattr(config, name) != RunConfig.model_fields[name].default]
+    return [f"--{name.replace('_', '-')}" for name in changed]
 
 
 def _several_gpus(config: RunConfig) -> bool:

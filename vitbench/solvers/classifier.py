@@ -35,6 +35,7 @@ PIECE = 256
 """Products that float32 sums before it adds them to others."""
 
 _UNIT = 2.0**-24
+_VANISHING = 2.0**-100
 _SAFE = (1e-25, 1e25)
 _COLUMN = (1 << 29) - 1
 
@@ -104,7 +105,7 @@ class RidgeClassifier:
         """Fill in the rows whose ranking is proved; the others `[m]` int64, or None if float32 proves nothing here."""
         slopes = self._slopes()
         size = float(slopes.norm(dim=0).amax())
-        exact = torch.get_float32_matmul_precision() == "highest"  # else products may be of bfloat16 or TF32
+        exact = products.float32_is_float32()
         if not (exact and self.weights.dtype == torch.float64 and _SAFE[0] < size < _SAFE[1]):
             return None
         mean = self.standardisation.mean.to(torch.float32)
@@ -126,7 +127,8 @@ class RidgeClassifier:
                 scores += product(centred)
                 squares += torch.linalg.vector_norm(centred, dim=1).square()
             values, indices = highest_of(scores, min(count + 1, single.shape[1]))
-            bound = (squares.sqrt() * size + floor) * unit
+            # Below the square root of the smallest number, squares vanish; no row is that close to the mean but by chance.
+            bound = (squares.clamp_min_(_VANISHING).sqrt() * size + floor) * unit
             # Written so that a gap or a bound that is NaN proves nothing.
             proved = (values[:, :-1] - values[:, 1:] > 2 * bound[:, None]).all(dim=1)
             ranks[start : start + step] = indices[:, :count]

@@ -81,7 +81,7 @@ def nearest(bank: Tensor, queries: Tensor, count: int, *, rows: int = ROWS) -> t
     """
     wanted = count + SPARE
     useful = max(FEWEST_ROWS, wanted) < len(bank) and bank.shape[1] <= MOST_FEATURES
-    if not (useful and len(queries) and torch.get_float32_matmul_precision() == "highest"):
+    if not (useful and len(queries) and products.float32_is_float32()):
         return _nearest_in_float64(bank, queries, count, rows)
     similarity, found, proved = _nearest_of_candidates(bank, queries, count, *_candidates(bank, queries, wanted, rows))
     doubtful = (~proved).nonzero()[:, 0]

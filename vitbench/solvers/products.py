@@ -20,6 +20,17 @@ WORTHWHILE = 1 << 27
 _UNIT = 2.0**-24
 
 
+def float32_is_float32() -> bool:
+    """Whether products of float32 matrices are computed as such: not in bfloat16 or TF32, as a process may have asked for.
+
+    torch refuses to say where the process has asked by newer names, backend by backend; that counts as no.
+    """
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        return False
+
+
 def times(matrix: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
     """The product with a matrix: `x` `[n, D]`, contiguous, to `x @ matrix` `[n, K]`, of one dtype, in it throughout.
 

@@ -8,12 +8,23 @@ that an error τ at one penalty λ* means at most
     τ(λ) = τ · max(1, (min e + λ*)/(min e + λ))
 
 at another. τ itself is measured, not bounded from ‖G‖, which would be hundreds of times too large: once λ* has been found, its
-Cholesky factor in float64, which the solve needs anyway, gives the exact left-out residuals of 64 rows, evenly spread. τ is the
-largest difference of their squared norms, over the mean of the squared norms.
+Cholesky factor in float64, which the solve needs anyway, gives the exact left-out residuals of 64 rows, evenly spread, and of
+64 more (see below). τ is the largest difference of their squared norms, over the mean of the squared norms.
 
-The stated bound: the choice stands if every other penalty's error is above that of λ* by more than a fraction 32 (τ + τ(λ)) of
-it, so that the mean error over all rows would have to be 32 times the largest that was seen. Otherwise (a curve so flat that
-rounding decides, or eigenvalues and penalties so small that float32 does not see them) the choice is made in float64.
+What a sample cannot show is a row that decides a direction alone (a feature that one image has): its leverage H is all but 1,
+1 - H is what float32 leaves of a difference of two numbers near 1, and its left-out residual is divided by that. H is a sum of D
+squares, of relative error 2 D u at most, so that a squared residual (·/(1 - H))² is off by a fraction of at most
+
+    κ(λ) = 4 D u / min (1 - H)        over all rows, at penalty λ,
+
+with as much again for what the eigenvectors are off; it is added for both penalties that are compared. The sample holds the rows
+of the least 1 - H too.
+
+The stated bound: the choice stands if every other penalty's error is above that of λ* by more than a fraction
+32 (τ + τ(λ)) + κ(λ*) + κ(λ) of it, so that the mean error over all rows would have to be 32 times the largest that was seen; if
+κ(λ*) is at most a hundredth; and if κ(λ) is at most a half at every λ, above which nothing is known of its error. Otherwise (a
+curve so flat that rounding decides, or eigenvalues, penalties or 1 - H so small that float32 does not see them) the choice is
+made in float64.
 """
 
 from __future__ import annotations
@@ -37,6 +48,7 @@ SAFETY = 32.0
 
 _SAMPLE = 64
 _UNIT = 2.0**-24
+_MOST_CANCELLED, _MOST_AT_BEST = 0.5, 0.01
 
 
 def select(
@@ -45,7 +57,8 @@ def select(
     """The penalty that leave-one-out chooses from `grid`, and the classifier of all rows with it, solved in float64.
 
     The choice is that of `vitbench.solvers.leave_one_out.choose`. Where it was made in float32, its error is that of float64 to
-    five digits or more, and its accuracy to the rows whose two best left-out scores are equal to as many.
+    two digits at least, five where no row has a leverage near 1, and its accuracy to the rows whose two best left-out scores are
+    equal to as many.
 
     Args:
         problem: The prepared support set, all of its rows in memory.
@@ -68,7 +81,7 @@ def in_float32(problem: Problem, grid: Sequence[float]) -> tuple[Choice, RidgeCl
         problem: A primal problem, all of its rows in memory.
         grid: G penalties, each above 0.
     """
-    if problem.gram.dtype != torch.float64 or torch.get_float32_matmul_precision() != "highest":
+    if problem.gram.dtype != torch.float64 or not products.float32_is_float32():
         return None
     values, vectors = torch.linalg.eigh(problem.gram.to(torch.float32))
     basis = products.times(vectors, problem.size)(problem.z.to(torch.float32))
@@ -83,7 +96,11 @@ def in_float32(problem: Problem, grid: Sequence[float]) -> tuple[Choice, RidgeCl
         return None
     shifted = spectrum.values[0] + parts.l2
     off = max(_measured(spectrum, parts, best, factor), 2 * _UNIT)
-    margin = SAFETY * off * (1 + (shifted[best] / shifted).clamp_min_(1))
+    cancelled = 4 * len(problem.gram) * _UNIT / parts.free.amin(dim=0).to(torch.float64)
+    # Written so that a NaN decides nothing.
+    if not (bool(((cancelled > 0) & (cancelled <= _MOST_CANCELLED)).all()) and float(cancelled[best]) <= _MOST_AT_BEST):
+        return None
+    margin = SAFETY * off * (1 + (shifted[best] / shifted).clamp_min_(1)) + cancelled + cancelled[best]
     if not search.leads(best, margin):
         return None
     error = found.error / (problem.size * len(problem.counts))
@@ -93,7 +110,9 @@ def in_float32(problem: Problem, grid: Sequence[float]) -> tuple[Choice, RidgeCl
 def _measured(spectrum: Spectrum, parts: Parts, penalty: int, factor: Tensor) -> float:
     """τ: the largest error that float32 makes in the squared norm of a sampled row's left-out residual, over their mean."""
     problem = spectrum.problem
-    rows = torch.linspace(0, len(problem.z) - 1, min(_SAMPLE, len(problem.z)), device=factor.device).long()
+    count = min(_SAMPLE, len(problem.z))
+    evenly = torch.linspace(0, len(problem.z) - 1, count, device=factor.device).long()
+    rows = torch.cat([evenly, parts.free[:, penalty].topk(count, largest=False).indices])
     some = replace(problem, z=problem.z[rows], labels=problem.labels[rows])
     solved = torch.cholesky_solve(some.z.T, factor)
     kept = problem.bias_shrinkage(parts.l2[penalty])

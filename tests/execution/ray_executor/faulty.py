@@ -1,4 +1,4 @@
-"""A backbone and a protocol that go wrong when they are told to, for the worker processes of tests: another package's entry points.
+"""A backbone and a protocol that go wrong when they are told to, for the workers of tests: another package's entry points.
 
 What goes wrong is said by files in a folder, which is the backbone's name (`faulty:/path/to/folder`) or the protocol's option
 `faults`. For each of the words `hang`, `hold`, `exit`, `crash`, a file `WORD` does it every time, and a file `WORD-once` once.

@@ -21,7 +21,7 @@ import vitbench
 from vitbench.errors import StoreError, UsageError
 from vitbench.execution.config import RunConfig, make_config
 from vitbench.execution.ray import environment, joining
-from vitbench.execution.ray.cluster import Node, PerJob, check_workers, connected, nodes, per_job
+from vitbench.execution.ray.cluster import Node, PerJob, check_workers, connected, nodes, per_job, recounted
 from vitbench.execution.ray.joining import parse_address
 from vitbench.records.provenance import LIBRARIES
 
@@ -562,3 +562,14 @@ def test_a_description_names_what_records_name() -> None:
 def test_the_first_difference_is_told(there: dict[str, Any], words: str) -> None:
     assert environment.difference(HERE, {**HERE, **there}).startswith(words)
     assert bool(environment.difference(HERE, {**HERE, **there})) is bool(words)
+
+
+def test_what_a_job_gets_stays_as_it_was_decided_when_nodes_are_lost() -> None:
+    large, small, with_gpu = Node("a", "a", 8, 0), Node("b", "b", 2, 0), Node("c", "c", 1, 1)
+    on_cores = per_job([large, small], RunConfig())
+    assert (on_cores.cpus, on_cores.slots) == (2, 5)
+    assert recounted([large], on_cores) == PerJob(2, 0.0, 4)
+    on_gpus = per_job([large, with_gpu], RunConfig())
+    assert on_gpus.gpus == 1
+    with pytest.raises(UsageError, match="one job needs 1 GPU, and no node has any"):
+        recounted([large], on_gpus)

@@ -10,7 +10,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,18 @@ def per_job(nodes: Sequence[Node], config: RunConfig) -> PerJob:
     if not slots:
         raise UsageError(_lacking(nodes, cpus, gpus))
     return PerJob(cpus, gpus, slots)
+
+
+def recounted(nodes: Sequence[Node], per_job: PerJob) -> PerJob:
+    """What one job gets stays as it was decided; how many fit on these nodes.
+
+    Raises:
+        UsageError: None does.
+    """
+    slots = sum(_slots(node, per_job.cpus, per_job.gpus) for node in nodes)
+    if not slots:
+        raise UsageError(_lacking(nodes, per_job.cpus, per_job.gpus))
+    return replace(per_job, slots=slots)
 
 
 def _default_cpus(nodes: Sequence[Node], gpus: float) -> int:

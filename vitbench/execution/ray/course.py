@@ -38,6 +38,7 @@ class Course:
         told_to_workers: A reference of it.
         evaluators: How many evaluation tasks the cluster can run at once.
         late: Names of pieces of work that were ended because they took too long.
+        units: How often each unit was made, for names that differ over the whole run.
         listeners: Name of a piece of work to who hears of it what is not told here.
     """
 
@@ -49,6 +50,8 @@ class Course:
         self.embedding: dict[str, Job] = {}
         self.listeners: dict[str, Callable[[Event], None]] = {}
         self.advance: Callable[[int], None] = lambda images: None
+        self.units: Counter[str] = Counter()
+        self._jobs: list[Job] = []
         self._planned: dict[int, PlannedJob] = {}
         self._failed: set[int] = set()
         self._lost: set[int] = set()
@@ -59,6 +62,7 @@ class Course:
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Put jobs into the plan."""
+        self._jobs += jobs  # they are told apart by `id`, which is given again when one is let go
         for job in jobs:
             self._planned[id(job)] = self.run.announce(job)
             for old in job.refreshed:
@@ -93,6 +97,8 @@ class Course:
         """A job cannot be done."""
         self._failed.add(id(job))
         self._lost.add(id(job))
+        if of_no_use := [work for work, owner in self.embedding.items() if owner is job]:
+            self.setting.watch.drop.remote(of_no_use)
         self.note(problem, f"{job.backbone.spec.label} on {job.task.name}: ", *self.run.place(job))
 
     def note(self, problem: Problem, where: str, backbone: str, task: str) -> None:
@@ -143,9 +149,8 @@ class Course:
             return
         self._heard = time_now
         events: list[Event] = []
-        with suppress(
-            ray.exceptions.RayError
-        ):  # what is not heard now is heard later, or is only missing on the screen
+        # What is not heard now is heard later, or is only missing on the screen.
+        with suppress(ray.exceptions.RayError):
             events = ray.get(self.setting.watch.drain.remote(), timeout=_ANSWER_SECONDS)
         if events:
             self._moved = time_now
@@ -153,7 +158,7 @@ class Course:
             self._hear(event)
         if time_now - self._checked > CHECK_SECONDS:
             self._checked = time_now
-            self._slots = cluster.per_job(cluster.nodes(), self.run.config).slots
+            self._slots = cluster.recounted(cluster.nodes(), self.per_job).slots
 
     @property
     def stalled(self) -> bool:

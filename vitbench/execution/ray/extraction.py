@@ -9,20 +9,14 @@ they are: memory does not grow with the number of images. The units come in orde
 from __future__ import annotations
 
 import json
-import logging
-import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 from safetensors.torch import load
 from torch import Tensor
@@ -31,8 +25,9 @@ from vitbench.errors import StoreError, one_line
 from vitbench.execution.job import Job
 from vitbench.execution.ray.cluster import PerJob
 from vitbench.execution.ray.course import Course
+from vitbench.execution.ray.pipeline import PipelineStalledError, streamed
 from vitbench.execution.ray.scoring import Scoring
-from vitbench.execution.ray.worker import Embedder, Problem, Setting, Unit
+from vitbench.execution.ray.worker import Problem, Setting, Unit
 from vitbench.execution.work import label_of, tell_damaged
 from vitbench.features.extract import FLUSH_BYTES, FLUSH_SECONDS, GPU_BATCH, default_batch
 from vitbench.features.featureset import IntArray
@@ -58,7 +53,9 @@ class Extracted:
     problem: Problem | None
 
 
-def units_of(jobs: Sequence[Job], names: Sequence[str], per_job: PerJob, setting: Setting) -> list[tuple[int, Unit]]:
+def units_of(
+    jobs: Sequence[Job], names: Sequence[str], per_job: PerJob, setting: Setting, made: Counter[str]
+) -> list[tuple[int, Unit]]:
     """The units of some jobs, in the order of the jobs, each with the number of its job.
 
     Every unit but the last of a split is whole batches, as this process would form them: which images share a batch can
@@ -69,6 +66,7 @@ def units_of(jobs: Sequence[Job], names: Sequence[str], per_job: PerJob, setting
         names: The task of each, as the run was told.
         per_job: What one actor has.
         setting: What workers are told.
+        made: How often each unit was made in this run; it is counted on.
     """
     lacking = [
         (number, name, atoms, rows)
@@ -88,6 +86,10 @@ def units_of(jobs: Sequence[Job], names: Sequence[str], per_job: PerJob, setting
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             where = f"{label_of('extract', job)} {split}, rows {part[0]} to {part[-1]}"
+            # Two backbones may have one label, and what was lost is made again: a name is never used twice in a run.
+            made[where] += 1
+            if made[where] > 1:
+                where += f" ({made[where]})"
             unit = Unit(
                 work=where,
                 spec=job.backbone.spec.text,
@@ -119,9 +121,8 @@ def extracted(
         RayError: The pipeline was lost.
     """
     known = {unit.work: unit for unit in units}
-    client: Any = ray.util.client.ray
-    rows = _far_rows if client.is_connected() else _rows
-    for row in _without_blocking(rows(units, setting, per_job), idle):
+    blocks = [unit.text() for unit in units]
+    for row in streamed(blocks, setting, per_job, idle):
         problem = Problem(**json.loads(row["problem"])) if row["problem"] else None
         yield Extracted(known[row["work"]], row["features"], problem)
 
@@ -141,6 +142,9 @@ def extract(course: Course, jobs: Sequence[Job], scoring: Scoring) -> None:
             while left:
                 try:
                     _pipeline(course, left, scoring)
+                except PipelineStalledError:
+                    course.shrink()
+                    course.retried("extraction stood still after a node was lost; what is missing is tried again")
                 except RayError as error:
                     lost += 1
                     if lost > course.max_failures:
@@ -149,6 +153,8 @@ def extract(course: Course, jobs: Sequence[Job], scoring: Scoring) -> None:
                             course.finish(job)
                         break
                     course.retried(f"extraction was lost ({one_line(error)}); what is missing is tried again")
+                for store in stores if left else ():
+                    store.refresh()
 
 
 def _waves(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -170,12 +176,13 @@ def _pipeline(course: Course, left: list[Job], scoring: Scoring) -> None:
 
     Raises:
         RayError: The pipeline was lost; what had come of it is kept.
+        PipelineStalledError: It stands still since a node was lost; likewise.
     """
     jobs = list(left)
     for job in jobs:
         for name in job.stored_rows if job.records_wanted else ():
             tell_damaged(job, name, course.run.reporter)
-    units = units_of(jobs, [course.run.place(job)[1] for job in jobs], course.per_job, course.setting)
+    units = units_of(jobs, [course.run.place(job)[1] for job in jobs], course.per_job, course.setting, course.units)
     of = {unit.work: jobs[number] for number, unit in units}
     waiting = Counter(map(id, of.values()))
     for job in jobs:
@@ -190,6 +197,8 @@ def _pipeline(course: Course, left: list[Job], scoring: Scoring) -> None:
     def idle() -> None:
         course.listen()
         scoring.tend(0.0)
+        if course.stalled:
+            raise PipelineStalledError
 
     course.embedding = of
     total = sum(len(unit.numbers) for _, unit in units)
@@ -224,7 +233,8 @@ def _complete(course: Course, job: Job, collector: Collector, scoring: Scoring) 
     """Every unit of a job has come."""
     with course.keeping(job):
         collector.flush()
-        _see(job)
+        if not course.lost(job):
+            _see(job)
     if course.lost(job):
         course.finish(job)
     else:
@@ -248,87 +258,6 @@ def _see(job: Job) -> None:
             time.sleep(1.0)
             pull(store.folder)
             store.refresh()
-
-
-def _rows(units: Sequence[Unit], setting: Setting, per_job: PerJob) -> Iterator[dict[str, Any]]:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # what of it a user can use, the run tells
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    blocks = [{"unit": unit.text()} for unit in units]
-    actors = min(per_job.slots, len(units))
-    # An actor that is lost is started again, and its unit given out again, by Ray Data, without end; a unit that has lost
-    # its worker too often gives up by itself (`Embedder`).
-    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
-        Embedder,
-        fn_constructor_args=(setting,),
-        batch_size=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=per_job.cpus,
-        num_gpus=per_job.gpus,
-    )
-    yield from dataset.iter_rows()
-
-
-class _FarPipeline:
-    """The pipeline in an actor of the cluster, for a driver that is no part of it (`ray://`), in which Ray Data does not run."""
-
-    def __init__(self, units: Sequence[Unit], setting: Setting, per_job: PerJob) -> None:
-        self._rows = _rows(units, setting, per_job)
-
-    def next(self) -> dict[str, Any] | None:
-        """The next row; None after the last."""
-        return next(self._rows, None)
-
-
-def _far_rows(units: Sequence[Unit], setting: Setting, per_job: PerJob) -> Iterator[dict[str, Any]]:
-    actor: Any = ray.remote(num_cpus=0)(_FarPipeline)
-    pipeline = actor.remote(units, setting, per_job)
-    while (row := ray.get(pipeline.next.remote())) is not None:
-        yield row
-
-
-def _without_blocking(rows: Iterator[dict[str, Any]], idle: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """The rows, waited for in a thread, so that this one can do other things meanwhile."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-    end = object()
-
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.5)
-                return
-            except queue.Full:
-                continue
-
-    def read() -> None:
-        try:
-            for row in rows:
-                put(row)
-                if stopped.is_set():
-                    return
-            put(end)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=read, name="extraction", daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                item = ready.get(timeout=1.0)
-            except queue.Empty:
-                idle()
-                continue
-            if item is end:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
 
 
 class Collector:
@@ -358,19 +287,19 @@ class Collector:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held."""
-        if self._store is not None and self._rows:
-            atoms = self._parts[0]
-            values = {atom: torch.cat([part[atom] for part in self._parts]) for atom in atoms}
-            self._store.append(np.concatenate(self._rows), values)
+        """Write what is held; what cannot be written is let go, and is missing."""
+        rows, parts = self._rows, self._parts
         self._rows, self._parts, self._since = [], [], time.monotonic()
+        if self._store is not None and rows:
+            values = {atom: torch.cat([part[atom] for part in parts]) for atom in parts[0]}
+            self._store.append(np.concatenate(rows), values)
 
 
 def locked(stores: Sequence[FeatureStore], waiting: Callable[[], None]) -> ExitStack:
     """Hold some stores for writing; always in the same order, so that two drivers cannot wait for each other."""
     stack = ExitStack()
     try:
-        for store in sorted(stores, key=lambda store: store.folder):
+        for _, store in sorted({store.folder: store for store in stores}.items()):
             stack.enter_context(store.lock(waiting))
     except BaseException:
         stack.close()

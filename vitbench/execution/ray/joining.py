@@ -45,8 +45,8 @@ JOIN_SECONDS = 30.0
 FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
 LOOPBACK = "127.0.0.1"
 _TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-"""No statistics are sent; a driver that `uv run` started does not ship its whole folder to the workers."""
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
+"""No statistics are sent; a driver that `uv run` started does not ship its whole folder; no late call starts another Ray."""
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's variable whose 0 makes it keep the loopback address where it would put the machine's own in its place."""
@@ -133,7 +133,7 @@ def own() -> Iterator[None]:
         StoreError: It does not start.
     """
     ray = imported()
-    with _temporary_folder() as folder, _environment(), _sigterm_kept():
+    with _temporary_folder() as folder, _environment(), _sigterm_kept(), _silent():
         if not any(name in os.environ for name in _TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it says before `ray.init` sets the level
@@ -171,7 +171,7 @@ def joined(address: Address) -> Iterator[None]:
     if address.host:
         _reach(address)
     _rehearse(address)
-    with _environment(), _sigterm_kept():
+    with _environment(), _sigterm_kept(), _silent():
         try:
             with _loopback_kept(address.host), _native_silence():
                 ray.init(address=address.text, log_to_driver=False, logging_level="CRITICAL")
@@ -364,6 +364,18 @@ def _sigterm_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What Ray prints about lost workers and nodes, dozens of lines each, goes nowhere: the run tells of them in its own."""
+    library: Any = importlib.import_module("ray._private.worker")
+    before = getattr(library, "print_to_stdstream", None)
+    library.print_to_stdstream = lambda *arguments, **named: None
+    try:
+        yield
+    finally:
+        library.print_to_stdstream = before
 
 
 @contextmanager

@@ -7,15 +7,17 @@ everywhere: a driver that was killed and started again goes on with what is miss
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from vitbench.backbones.base import Backbone
+from vitbench.backbones.spec import parse_backbone_spec
 from vitbench.execution.config import AUTO, RunConfig
-from vitbench.execution.estimate import Rate, longest_first
-from vitbench.execution.job import Job, prepare
+from vitbench.execution.estimate import Rate, longest_first, speed
+from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare
 from vitbench.execution.local import LocalRun
 from vitbench.execution.ray import cluster
 from vitbench.execution.ray.course import Course
@@ -43,6 +45,8 @@ class RayRun(LocalRun):
         left = {spec: found for spec in self.config.backbones if (found := self._left(spec, tasks))}
         if not left:
             return
+        if self.config.profile:
+            self.reporter.warn("--profile shows what this process does; what workers do is not in it")
         with cluster.connected(self.config.address) as nodes:
             per_job = cluster.per_job(nodes, self.config)
             setting = Setting(
@@ -61,8 +65,13 @@ class RayRun(LocalRun):
         """Whether every worker sees the output folder; that they compute as this process does is made sure of besides."""
         if not self.config.address:
             return True
-        writer = "driver" if self.config.out_url else self.config.writer
-        return cluster.check_workers(nodes, self.config.out, writer) or bool(self.config.out_url)
+        writer, there = "driver" if self.config.out_url else self.config.writer, self.config.out.exists()
+        try:
+            return cluster.check_workers(nodes, self.config.out, writer) or bool(self.config.out_url)
+        finally:
+            if self.dry_run and not there:
+                with suppress(OSError):  # it was made to look whether workers see it
+                    self.config.out.rmdir()
 
     def _for_workers(self, nodes: Sequence[cluster.Node], per_job: cluster.PerJob) -> RunConfig:
         """The configuration for workers: those that Ray gives no GPU see them all, and are told to leave them alone."""
@@ -72,8 +81,16 @@ class RayRun(LocalRun):
 
     def _left(self, spec: str, tasks: Sequence[Task]) -> list[Task]:
         """The tasks that have something to be done for a backbone, as far as this machine can tell."""
-        known = None if self.config.address else self._remembered(spec)
+        known = None if self.config.address else self._known(spec)
         return [task for task in tasks if known is None or not self._all_there(known, task)]
+
+    def _known(self, spec: str) -> Backbone | None:
+        """What a backbone is, as far as this machine can tell without loading weights."""
+        if parse_backbone_spec(spec).kind == "pixels" and not (
+            self.protocol.trains or looks_at_classifier(self.protocol)
+        ):
+            return load_for(spec, self.config, self.protocol)
+        return self._remembered(spec)
 
     def _on_cluster(self, course: Course, left: dict[str, list[Task]]) -> None:
         backbones = self._described(course, left)
@@ -106,7 +123,7 @@ class RayRun(LocalRun):
         supervisor = course.supervisor()
         remote: Any = ray.remote(max_retries=0, num_cpus=course.per_job.cpus, num_gpus=course.per_job.gpus)(describe)
         for spec in specs:
-            known = None if self.config.address else self._remembered(spec)
+            known = None if self.config.address else self._known(spec)
             if known is not None:
                 found[spec] = known
                 continue
@@ -139,7 +156,8 @@ class RayRun(LocalRun):
             self.rates |= {(device, dtype): rate for dtype in dtypes}
 
         def failed(problem: Problem) -> None:
-            self.reporter.warn(f"nothing can be estimated: {problem.text}")
+            self.reporter.warn(f"no worker could be measured, so estimates are of this machine's cores: {problem.text}")
+            self.rates |= {(device, dtype): speed("cpu", dtypes=dtypes) for dtype in dtypes}
 
         supervisor.add(Piece("measuring a worker", submit, done, failed))
         course.wait_for(supervisor)

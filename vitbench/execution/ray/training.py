@@ -5,9 +5,11 @@ A job of several GPUs trains in as many processes (see `training_group`); any ot
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -107,9 +109,9 @@ class _Trainings:
                         _, job, training = waiting.popleft()
                         self._begin(job, training)
                     course.listen()
-                    self._supervisor.poll(LISTEN_SECONDS)
                     if number := stopped():
                         self._stop(number, len(waiting))
+                    self._supervisor.poll(LISTEN_SECONDS)
         except BaseException:
             self._supervisor.cancel()
             raise
@@ -171,6 +173,7 @@ class _Trainings:
             out = run.config.out
             names = _where_they_belong(result.files, run.results, out)
             write_files({names[name]: content for name, content in result.files.items()}, out)
+            _forget_what_went(result, out, f"training/{training.key}")
             for name in result.written:
                 path = out / names.get(name, name)
                 _see(path)
@@ -256,6 +259,20 @@ def _where_they_belong(files: Files, results: ResultStore, out: Path) -> dict[st
         name: (folders.get(path.parent, path.parent) / path.name).as_posix()
         for name, path in ((name, PurePosixPath(name)) for name in files)
     }
+
+
+def _forget_what_went(result: Trained, out: Path, folder: str) -> None:
+    """Remove what an earlier attempt had given back and the worker has removed since, such as the checkpoints of what is done."""
+    kept = {name for name in result.files if name.startswith(f"{folder}/")}
+    if not result.files or not (kept or result.written):
+        return
+    for name in files_below(out / folder):
+        if f"{folder}/{name}" not in kept:
+            (out / folder / name).unlink(missing_ok=True)
+    if not kept:
+        shutil.rmtree(out / folder, ignore_errors=True)
+        with suppress(OSError):
+            (out / folder).parent.rmdir()
 
 
 def _see(path: Path) -> None:

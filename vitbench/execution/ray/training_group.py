@@ -68,7 +68,7 @@ def train_together(setting: Setting, training: Training, begun: Files, count: in
     # Rounded down, so that all of them together take no more than one job's share.
     cores = math.floor(1000 * setting.cpus / count) / 1000
     share = replace(setting, cpus=max(1, setting.cpus // count))
-    why = ""
+    why, killed = "", list[int]()
     with tempfile.TemporaryDirectory(prefix="vitbench-", ignore_cleanup_errors=True) as notes:
         trainer = TorchTrainer(
             _one_of_several,
@@ -86,13 +86,20 @@ def train_together(setting: Setting, training: Training, begun: Files, count: in
             trainer.fit()
         except Exception as error:
             why = one_line(error)
+            failures = getattr(error, "worker_failures", {})
+            killed = sorted(rank for rank, failure in failures.items() if GroupError.__name__ not in repr(failure))
     found: Trained | None = ray.get(basket.take.remote())
     if found is None:
-        return Trained(lost=f"its processes were lost ({why})")
+        return Trained(lost=_lost(killed, count, why))
     if found.problem is not None and not found.problem.kind:
         # What a process says of one that it has lost is an error that nobody expected, too.
-        return replace(found, lost=f"one of its processes failed ({found.problem.text})")
+        return replace(found, lost=_lost(killed, count, found.problem.text))
     return found
+
+
+def _lost(killed: list[int], count: int, why: str) -> str:
+    """Why a training ended early, as a clause; a process that was killed goes before what the others say of it."""
+    return f"process {killed[0]} of {count} was lost" if killed else f"a process failed ({why})"
 
 
 def _one_of_several(config: dict[str, Any]) -> None:

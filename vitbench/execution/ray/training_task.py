@@ -120,7 +120,7 @@ def carry_out(setting: Setting, training: Training, begun: Files) -> Trained:
                 with limited(setting.config.timeout_per_job, setting.watch, training.work):
                     written, failures = _train(setting, training, out, told)
             except StoppedError as error:
-                lost = _as_told(str(error), setting, out)
+                lost = f"its worker was asked to end ({str(error).partition(';')[0]})"
             except Exception as error:
                 found = Problem.of(error)
                 problem = replace(found, text=_as_told(found.text, setting, out))

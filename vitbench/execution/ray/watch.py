@@ -12,7 +12,7 @@ import platform
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -52,15 +52,20 @@ class Watch:
         self._events: list[Event] = []
         self._begun: Counter[str] = Counter()
         self._late: set[str] = set()
+        self._dropped: set[str] = set()
 
-    def post(self, event: Event) -> tuple[int, bool]:
-        """Take up an event; how often its work has begun so far, and whether it has ever taken too long."""
+    def post(self, event: Event) -> tuple[int, bool, bool]:
+        """Take up an event; how often its work has begun so far, if it has ever taken too long, and if it is of no use."""
         self._events.append(event)
         if event.kind == BEGAN:
             self._begun[event.work] += 1
         elif event.kind == LATE:
             self._late.add(event.work)
-        return self._begun[event.work], event.work in self._late
+        return self._begun[event.work], event.work in self._late, event.work in self._dropped
+
+    def drop(self, works: Sequence[str]) -> None:
+        """Pieces of work that are of no use any more; whoever takes one up is told."""
+        self._dropped.update(works)
 
     def drain(self) -> list[Event]:
         """What has been told since the last time."""
@@ -70,7 +75,7 @@ class Watch:
 
 def start_watch() -> Any:
     """The handle of a new watch, which lives on the driver's node: the loss of another one does not concern it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Watch)
     return remote.remote()
 

@@ -13,7 +13,7 @@ import platform
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -195,30 +195,31 @@ class Embedder:
 
         Returns:
             `work`, the unit's name; `features`, safetensors with `rows` and an entry per atom, empty where this worker wrote
-            them; `problem`, JSON of a `Problem`, empty if there was none.
+            them, or where its job cannot be done any more; `problem`, JSON of a `Problem`, empty if there was none.
         """
         unit = Unit.read(str(batch["unit"][0]))
         features, problem = b"", ""
         try:
-            self._begin(unit)
+            useful = self._begin(unit)
             with limited(self._setting.config.timeout_per_job, self._setting.watch, unit.work):
-                features = self._embedded(unit)
+                features = self._embedded(unit) if useful else b""
         except Exception as error:
             problem = json.dumps(asdict(Problem.of(error)))
             if not isinstance(error, VitbenchError):
                 self._forget()  # whatever is wrong with it, the next unit begins with a fresh one
         return {"work": [unit.work], "features": [features], "problem": [problem]}
 
-    def _begin(self, unit: Unit) -> None:
-        """Say that a unit is begun; Ray gives it to a worker again and again, and this is where that ends.
+    def _begin(self, unit: Unit) -> bool:
+        """Say that a unit is begun; whether it is of use still. Ray gives it to a worker again and again: here that ends.
 
         Raises:
             UsageError: It has lost as many workers as it may.
         """
         most = self._setting.config.max_failures + 1
-        begun, late = ray.get(tell(self._setting.watch, BEGAN, unit.work))
+        begun, late, dropped = ray.get(tell(self._setting.watch, BEGAN, unit.work))
         if begun > most:
             raise UsageError(f"given up at {unit.work}: {ended(late, self._setting.config.timeout_per_job, most)}")
+        return not dropped
 
     def _embedded(self, unit: Unit) -> bytes:
         setting = self._setting
@@ -278,7 +279,7 @@ def _base(name: str, splits: Sequence[Split]) -> Split | None:
     return next((base for split in splits for base in split.bases if base.name == name), None)
 
 
-@cache
+@lru_cache(maxsize=8)
 def _task(name: str, options: str) -> Task:
     return load_task(name, TaskOptions(**json.loads(options)))
 
