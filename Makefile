@@ -26,7 +26,7 @@ check: .venv/dev.stamp     ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/dev.stamp     ## every speed claim of the README, each against a peer in the same run
+bench: .venv/dev.stamp     ## every speed claim of docs/performance.md, each against a peer in the same run
 	$(BIN)/python bench/run_all.py
 
 clean:

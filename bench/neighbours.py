@@ -117,7 +117,7 @@ def main() -> int:
     rows = [
         row(
             f"nearest neighbours, k = 1, 5 and 20 together, {sizes}: how much faster than k = 20 alone",
-            f"{medians['vitbench']:.1f} s, by float64",
+            f"{medians['vitbench']:.1f} s, the neighbours of float64",
             f"{peer} {medians['scikit-learn']:.1f} s, in float32",
             ratio_of(seconds["scikit-learn"], seconds["vitbench"]),
             1.0,

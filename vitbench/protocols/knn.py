@@ -157,14 +157,14 @@ class NearestNeighbours(Protocol):
     ) -> Iterator[Outcome]:
         """Rank the classes of every test row by the votes of its neighbours; see `Protocol.evaluate`.
 
-        One search serves every cell, so that the first outcome takes the time of all. Similarities are float64 on the device
-        that holds the features. A class without a vote is not ranked, and fewer than 5 neighbours rank fewer than 5 classes:
+        One search serves every cell, so that the first outcome takes the time of all. The neighbours are those of float64
+        (`solvers.neighbours`), found on the device that holds the features. A class without a vote is not ranked, and fewer
+        than 5 neighbours rank fewer than 5 classes:
         the top-5 accuracy of k < 5 does not exist.
 
         Raises:
             DataError: No image, a label that is not one of the classes, fewer images than neighbours, or features that are
-            NaN or
-                infinite.
+                NaN or infinite.
         """
         known = self.check(train.labels, num_classes)
         class_counts(test.labels[test.rows], num_classes, "test")
