@@ -176,7 +176,7 @@ def main() -> int:
             1.7,
             reason=(
                 f"about {2 * medians['2 workers'] - medians['1 worker']:.0f} s of each is start-up that does not shrink "
-                f"(actors that import torch and load the backbone, Ray Data); two bare processes are {bare:.2f} times as fast as one"
+                f"(actors that import torch and load the backbone, Ray Data); two bare processes reach {bare:.2f} times one"
             ),
         ),
         row(
