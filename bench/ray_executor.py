@@ -1,6 +1,6 @@
 """The Ray executor against the local one, on this machine: what it costs, how it scales, and what one small task costs.
 
-    python bench/ray_executor.py [--images 800] [--scaled 2400] [--repeats 2] [--tasks 1000]
+    python bench/ray_executor.py [--images 800] [--scaled 400] [--repeats 2] [--tasks 1000]
 
 A ViT-S/16 with random weights at 224 pixels and JPEG photographs of 500 x 375 pixels; shots 1, 5, 10 and 25, seeds 0, 1 and 2,
 three representations, the penalty chosen by leave-one-out. Every run begins with an empty output folder.
@@ -40,8 +40,8 @@ from vitbench.execution.reporter import Reporter
 
 MODEL, CLASSES, TRAIN = "vit_small_patch16_224", 5, 30
 BATCH, BATCHES = 16, 6
-SCALED = 2400
-"""Test images of a run with single-core workers: so many that the start of their processes is a small part of it."""
+SCALED = 400
+"""Test images of a run with single-core workers; the more, the smaller a part the start of their processes is."""
 
 
 class Runs:
@@ -85,7 +85,7 @@ def cost(runs: Runs, cores: int, images: int, repeats: int) -> dict[str, list[fl
         return taken_in_turns(sides, repeats)
 
 
-def scaling(runs: Runs, repeats: int) -> dict[str, list[float]]:
+def scaling(runs: Runs, images: int, repeats: int) -> dict[str, list[float]]:
     """Seconds with one and with two single-core workers; each after a run that warms the workers up."""
     seconds: dict[str, list[float]] = {"1 worker": [], "2 workers": []}
     for repeat in range(repeats):
@@ -93,7 +93,7 @@ def scaling(runs: Runs, repeats: int) -> dict[str, list[float]]:
             with ray_with(workers):
                 runs("ray", 1, limit=5 * workers)
                 started = time.perf_counter()
-                runs("ray", 1)
+                runs("ray", 1, limit=images)
                 seconds[f"{workers} worker{'s' if workers > 1 else ''}"].append(time.perf_counter() - started)
     return seconds
 
@@ -153,11 +153,11 @@ def main() -> int:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        make_photographs(root / "images", CLASSES, TRAIN, arguments.scaled // CLASSES)
+        make_photographs(root / "images", CLASSES, TRAIN, max(arguments.images, arguments.scaled) // CLASSES)
         save_file(timm.create_model(MODEL, num_classes=0).state_dict(), root / "model.safetensors")
         runs = Runs(root)
         taken = cost(runs, cores, arguments.images, arguments.repeats)
-        grown = scaling(runs, 1)
+        grown = scaling(runs, arguments.scaled, arguments.repeats)
         bare = bare_scaling()
         here, there = small_tasks(runs, cores, arguments.tasks)
     found = versions(["ray", "torch", "timm"])
