@@ -13,13 +13,12 @@ Cholesky factor in float64, which the solve needs anyway, gives the exact left-o
 
 What a sample cannot show is a row that decides a direction alone (a feature that one image has): its leverage H is all but 1,
 1 - H is what float32 leaves of a difference of two numbers near 1, and its left-out residual is divided by that. H is a sum of D
-squares of sums of D products. Rounding errors of sums of n terms stay below a small multiple of √n u with all but certainty
-(Higham and Mary, SIAM J. Sci. Comput. 41, 2019, whose constant is taken as 4 here), so that H is off by 8 √D u, and a squared
-residual (·/(1 - H))² by a fraction of at most
+squares, of relative error 2 D u at most, so that a squared residual (·/(1 - H))² is off by a fraction of at most
 
-    κ(λ) = 16 √D u / min (1 - H)        over all rows, at penalty λ.
+    κ(λ) = 4 D u / min (1 - H)        over all rows, at penalty λ,
 
-It is added for both penalties that are compared. The sample holds the rows of the least 1 - H too.
+with as much again for what the eigenvectors are off; it is added for both penalties that are compared. The sample holds the rows
+of the least 1 - H too.
 
 The stated bound: the choice stands if every other penalty's error is above that of λ* by more than a fraction
 32 (τ + τ(λ)) + κ(λ*) + κ(λ) of it, so that the mean error over all rows would have to be 32 times the largest that was seen; if
@@ -97,7 +96,7 @@ def in_float32(problem: Problem, grid: Sequence[float]) -> tuple[Choice, RidgeCl
         return None
     shifted = spectrum.values[0] + parts.l2
     off = max(_measured(spectrum, parts, best, factor), 2 * _UNIT)
-    cancelled = 16 * len(problem.gram) ** 0.5 * _UNIT / parts.free.amin(dim=0).to(torch.float64)
+    cancelled = 4 * len(problem.gram) * _UNIT / parts.free.amin(dim=0).to(torch.float64)
     # Written so that a NaN decides nothing.
     if not (bool(((cancelled > 0) & (cancelled <= _MOST_CANCELLED)).all()) and float(cancelled[best]) <= _MOST_AT_BEST):
         return None
