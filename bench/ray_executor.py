@@ -1,6 +1,6 @@
 """The Ray executor against the local one, on this machine: what it costs, how it scales, and what one small task costs.
 
-    python bench/ray_executor.py [--images 800] [--scaled 400] [--repeats 2] [--tasks 1000]
+    python bench/ray_executor.py [--images 800] [--scaled 1200] [--repeats 2] [--tasks 1000]
 
 A ViT-S/16 with random weights at 224 pixels and JPEG photographs of 500 x 375 pixels; shots 1, 5, 10 and 25, seeds 0, 1 and 2,
 three representations, the penalty chosen by leave-one-out. Every run begins with an empty output folder.
@@ -23,12 +23,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 import timm
 import torch
 from common import make_photographs, ratio_of, row, taken_in_turns, versions, write_result
@@ -36,11 +33,12 @@ from safetensors.torch import save_file
 
 from vitbench.execution.config import make_config
 from vitbench.execution.execute import execute
+from vitbench.execution.ray.joining import own
 from vitbench.execution.reporter import Reporter
 
 MODEL, CLASSES, TRAIN = "vit_small_patch16_224", 5, 30
 BATCH, BATCHES = 16, 6
-SCALED = 400
+SCALED = 1200
 """Test images of a run with single-core workers; the more, the smaller a part the start of their processes is."""
 
 
@@ -68,19 +66,9 @@ class Runs:
             raise RuntimeError(result.failures[0])
 
 
-@contextmanager
-def ray_with(cpus: int) -> Iterator[None]:
-    """A Ray of so many cores on this machine."""
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def cost(runs: Runs, cores: int, images: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of both executors, in turns, with all cores."""
-    with ray_with(cores):
+    with own(cores):
         sides = {name: (lambda name=name: runs(name, cores, limit=images)) for name in ("local", "ray")}
         return taken_in_turns(sides, repeats)
 
@@ -90,7 +78,7 @@ def scaling(runs: Runs, images: int, repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"1 worker": [], "2 workers": []}
     for repeat in range(repeats):
         for workers in (1, 2) if repeat % 2 else (2, 1):
-            with ray_with(workers):
+            with own(workers):
                 runs("ray", 1, limit=5 * workers)
                 started = time.perf_counter()
                 runs("ray", 1, limit=images)
@@ -126,7 +114,7 @@ def small_tasks(runs: Runs, cores: int, tasks: int) -> tuple[float, float]:
     """Seconds of so many small evaluations in this process, and as tasks of Ray; the features are there."""
     options = {"shots": "1", "seeds": tasks}
     settings: dict[str, Any] = {"backbones": "pixels", "options": options, "limit": 20}
-    with ray_with(cores):
+    with own(cores):
         runs("ray", 1, **{**settings, "options": {"shots": "1", "seeds": 4}})
         seconds = {}
         for executor in ("local", "ray"):
@@ -173,7 +161,7 @@ def main() -> int:
             at_most=True,
         ),
         row(
-            "two single-core workers against one",
+            f"two single-core workers against one, {arguments.scaled + CLASSES * TRAIN:,} images",
             f"{medians['2 workers']:.1f} s",
             f"ray {found['ray']}, one worker {medians['1 worker']:.1f} s",
             ratio_of(grown["1 worker"], grown["2 workers"]),

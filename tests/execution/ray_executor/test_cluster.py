@@ -251,6 +251,22 @@ def test_a_lost_node_is_no_node(make_cluster: ClusterMaker) -> None:
         assert [node.id for node in nodes()] == [made.head_node.node_id]
 
 
+def test_a_worker_of_a_ray_of_our_own_outlives_an_actor_that_takes_all_cores() -> None:
+    class Actor:
+        def work(self) -> int:
+            time.sleep(3)  # an idle worker beyond the limit is ended after one second
+            return os.getpid()
+
+    with joining.own(cores=1):
+        process: Any = ray.remote(num_cpus=1)(lambda: os.getpid())
+        first = ray.get(process.remote())
+        remote: Any = ray.remote(num_cpus=1)(Actor)
+        actor = remote.remote()
+        assert ray.get(actor.work.remote()) != first
+        ray.kill(actor)
+        assert ray.get(process.remote()) == first
+
+
 def listening(process: psutil.Process) -> list[str]:
     return [item.laddr.ip for item in process.net_connections("inet") if item.status == psutil.CONN_LISTEN]
 

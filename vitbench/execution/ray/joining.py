@@ -124,15 +124,19 @@ def parse_address(text: str) -> Address:
 
 
 @contextmanager
-def own() -> Iterator[None]:
-    """A Ray of our own on this machine, with the processors that this process may use and all GPUs that it sees.
+def own(cores: int | None = None) -> Iterator[None]:
+    """A Ray of our own on this machine, with all GPUs that this process sees.
 
     It must be entered by a thread that outlives it (the main one): Ray's processes end with the thread that started them.
+
+    Args:
+        cores: Cores that it may give away; None for those that this process may use.
 
     Raises:
         StoreError: It does not start.
     """
     ray = imported()
+    cores = cores or _cores()
     with _temporary_folder() as folder, _environment(), _sigterm_kept(), _silent():
         if not any(name in os.environ for name in _TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -141,12 +145,14 @@ def own() -> Iterator[None]:
             with _loopback_kept(), _native_silence():
                 ray.init(
                     address="local",
-                    num_cpus=_cores(),
+                    num_cpus=cores,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="CRITICAL",
                     _node_ip_address=LOOPBACK,
                     _temp_dir=str(folder),
+                    # Ray ends idle processes while actors hold all cores; evaluation would wait for new ones to import torch.
+                    _system_config={"num_workers_soft_limit": cores},
                 )
         except Exception as error:
             ray.shutdown()
