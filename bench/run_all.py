@@ -1,11 +1,12 @@
 """Every benchmark, one after the other; one JSON file and one table of what came of them.
 
-    python bench/run_all.py [--only extraction solver] [--no-run]
+    python bench/run_all.py [--only extraction solver] [--no-run] [--keep]
 
 Runs every `bench/*.py` that measures a claim, each in a process of its own by the command that its first lines show, then the
-machine's matrix-multiply peak in float32, bfloat16 and float64, by torch and by numpy. Writes `bench/results/<host>.json`, which
-git ignores, and the table between the marks in `docs/performance.md`. The status is 0 when every bench ran to its end, whether
-or not its goals were met: a missed goal is shown as missed.
+machine's matrix-multiply peak in float32, bfloat16 and float64, by torch and by numpy. Writes `bench/results/<host>.json`,
+which git ignores, and the table between the marks in `docs/performance.md`. The status is 1 when a bench did not run to its
+end, or when a ratio has fallen behind the one in `bench/guards.json` (see `guards`), which `--keep` replaces by what was
+measured now. A missed goal is shown as missed, and does not change the status.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import guards
 import numpy as np
 import torch
 from common import RESULTS, processor, versions
@@ -31,7 +33,7 @@ from vitbench.records.atomic import slug, write_text
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-NO_BENCH = {"common", "run_all"}
+NO_BENCH = {"common", "guards", "run_all"}
 SIDE, PEAK_REPEATS = 2048, 7
 LIMIT_SECONDS = 1800
 PEERS = ("torch", "timm", "transformers", "scikit-learn", "himalaya", "jax", "numpy", "pandas")
@@ -118,6 +120,7 @@ def main() -> int:
         "--only", nargs="+", choices=names, default=names, help="run these; the others keep their results"
     )
     parser.add_argument("--no-run", action="store_true", help="only collect what earlier runs have written")
+    parser.add_argument("--keep", action="store_true", help="what was measured is what later runs are held to")
     parser.add_argument("--no-page", action="store_true", help="leave docs/performance.md alone")
     arguments = parser.parse_args()
     statuses: dict[str, tuple[int, float]] = {}
@@ -151,7 +154,23 @@ def main() -> int:
     if not arguments.no_page:
         into_page(table(found, machine))
     print(table(found, machine))
-    return 1 if any("problem" in found[name] for name in arguments.only) else 0
+    unmeasured = any("problem" in found[name] for name in arguments.only)
+    if arguments.keep and not unmeasured:
+        kept = guards.read(processor()) if guards.FILE.exists() else None
+        write_text(guards.FILE, guards.text((kept or {}) | guards.ratios(found), processor()))
+        return 0
+    return 1 if _has_fallen(found, arguments.only) or unmeasured else 0
+
+
+def _has_fallen(found: Mapping[str, Result], names: list[str]) -> bool:
+    """Say what has fallen behind the kept ratios; whether something has."""
+    kept = guards.read(processor())
+    if kept is None:
+        print(f"the ratios of {guards.FILE.name} are another processor's: nothing is held to them")
+        return False
+    lines = guards.fallen(found, kept, names)
+    print("\n".join(["fallen behind what was kept:", *lines] if lines else ["nothing has fallen behind what was kept"]))
+    return bool(lines)
 
 
 if __name__ == "__main__":

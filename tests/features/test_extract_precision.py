@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.conftest import ImageFolderMaker
+from vitbench.backbones.base import Backbone
+from vitbench.backbones.spec import Atom
 from vitbench.features import precision
-from vitbench.features.precision import FLOAT32_BOUND, packed_linears
+from vitbench.features.extract import ExtractionOptions, embedded
+from vitbench.features.load import load_backbone
+from vitbench.features.precision import FLOAT32_BOUND, image_layout, packed_linears
+from vitbench.tasks import transforms
+from vitbench.tasks.catalog import load_task
+from vitbench.tasks.task import TaskOptions
 
 CPU = torch.device("cpu")
 
@@ -105,3 +117,55 @@ def test_the_maker_of_the_processor_decides_and_not_a_timing(
         assert precision.made_by_intel() is intel
     finally:
         precision.made_by_intel.cache_clear()
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with AVX-512."""
+    monkeypatch.setattr(precision, "_is_wide", lambda: True)
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "regnetx_002", "resnetv2_18"])
+def test_a_convolutional_model_gets_the_channels_last_and_gives_the_same_features(name: str) -> None:
+    torch.manual_seed(0)
+    model, images = timm.create_model(name, num_classes=0).eval(), torch.randn(3, 3, 64, 64)
+    layout = image_layout([model], CPU, "float32")
+    assert layout == torch.channels_last
+    plain, found = (result(model, values, "float32") for values in (images, images.contiguous(memory_format=layout)))
+    assert float((found - plain).abs().max()) <= FLOAT32_BOUND * float(plain.abs().max())
+
+
+@pytest.mark.usefixtures("wide")
+def test_other_models_devices_and_dtypes_get_images_as_they_are() -> None:
+    convolutional, attending = (timm.create_model(name, num_classes=0) for name in ("resnet18", "vit_tiny_patch16_224"))
+    assert image_layout([attending], CPU, "float32") == torch.contiguous_format
+    assert image_layout([convolutional], CPU, "bfloat16") == torch.contiguous_format
+    assert image_layout([convolutional], torch.device("meta"), "float32") == torch.contiguous_format
+    assert image_layout([], CPU, "float32") == torch.contiguous_format
+
+
+@pytest.mark.usefixtures("wide")
+def test_extraction_gives_a_convolutional_model_its_images_so(
+    tmp_path: Path, image_folder: ImageFolderMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    backbone = load_backbone(f"timm:resnet18,resolution=64,checkpoint={tmp_path / 'model.safetensors'}", device="cpu")
+    split = load_task(f"imagefolder:{image_folder()}", TaskOptions()).split("test")
+    seen: list[bool] = []
+    original = Backbone.encode_atoms
+
+    def watched(self: Backbone, pixels: Tensor, atoms: frozenset[Atom]) -> dict[Atom, Tensor]:
+        seen.append(pixels.is_contiguous(memory_format=torch.channels_last))
+        return original(self, pixels, atoms)
+
+    monkeypatch.setattr(Backbone, "encode_atoms", watched)
+    how, rows = transforms.parse(backbone.preprocessing), np.arange(len(split), dtype=np.int64)
+    atoms = frozenset(backbone.resolve("gap"))
+    found = []
+    for packed in (True, False):
+        batches = list(embedded(backbone, split, how, atoms, rows, ExtractionOptions(packed=packed)))
+        found.append(torch.cat([values[atom] for _, values in batches for atom in atoms]))
+    assert seen == [True] * (len(seen) // 2) + [False] * (len(seen) // 2)
+    assert float((found[0] - found[1]).abs().max()) <= FLOAT32_BOUND * float(found[1].abs().max())

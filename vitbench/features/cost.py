@@ -19,7 +19,7 @@ from vitbench.errors import UsageError, unknown
 from vitbench.features.cost_memory import cpu_peak_memory
 from vitbench.features.extract import TOKENS, default_batch, is_out_of_memory
 from vitbench.features.load import AUTO, backbone_name, load_backbone
-from vitbench.features.precision import packed_linears
+from vitbench.features.precision import image_layout, packed_linears
 from vitbench.records.costs import Cost
 from vitbench.records.provenance import provenance
 
@@ -153,7 +153,8 @@ def _timed(backbone: Backbone, atoms: frozenset[Atom], batch_size: int | None, i
 
 
 def _seconds(backbone: Backbone, atoms: frozenset[Atom], size: int, repeats: int) -> list[float]:
-    pixels = _noise(backbone, size)
+    layout = image_layout(backbone.modules, backbone.device, backbone.dtype)
+    pixels = _noise(backbone, size).contiguous(memory_format=layout)
     seconds = []
     with packed_linears(backbone.modules, backbone.device, backbone.dtype, size * TOKENS):
         for number in range(WARM_UP + repeats):

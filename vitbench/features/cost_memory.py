@@ -19,7 +19,7 @@ import torch
 from vitbench.backbones.base import Backbone
 from vitbench.features.extract import TOKENS
 from vitbench.features.load import load_backbone
-from vitbench.features.precision import packed_linears
+from vitbench.features.precision import image_layout, packed_linears
 
 METHOD = (
     "weights + growth of the resident set at its peak over one batch, weights laid out included, in a fresh process"
@@ -82,7 +82,8 @@ def _measure(spec: str, dtype: str, batch_size: int, threads: int) -> dict[str, 
     try:
         _CLEAR.write_text("5")  # the peak begins anew (proc(5))
         before = _resident("VmRSS")
-        pixels = torch.randn(batch_size, *size)
+        layout = image_layout(backbone.modules, backbone.device, dtype)
+        pixels = torch.randn(batch_size, *size).contiguous(memory_format=layout)
         with packed_linears(backbone.modules, backbone.device, dtype, batch_size * TOKENS):
             backbone.encode_atoms(pixels, atoms)
         grown = _resident("VmHWM") - before

@@ -21,7 +21,7 @@ from vitbench.backbones.spec import Atom
 from vitbench.errors import UsageError
 from vitbench.features import profile
 from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
-from vitbench.features.precision import packed_linears
+from vitbench.features.precision import image_layout, packed_linears
 from vitbench.features.store import FeatureStore
 from vitbench.tasks.task import Split
 from vitbench.tasks.transforms import Preprocessing
@@ -48,7 +48,7 @@ class ExtractionOptions:
         workers: Threads that read and decode images; None takes one per core, at most 16.
         progress: Called with the number of images after each batch.
         message: Called with a line that the user should see.
-        packed: Let linear layers multiply with weights laid out for the CPU, where that is faster; see `precision`.
+        packed: Lay weights and images out as the CPU likes them, where that is faster; see `precision`.
     """
 
     batch_size: int | None = None
@@ -209,8 +209,9 @@ def embedded(
         UsageError: Memory does not suffice.
     """
     size = options.batch_size or default_batch(backbone.device)
-    forward = _BackingOff(backbone, preprocessing, atoms, size, options)
     modules = backbone.modules if options.packed else ()
+    layout = image_layout(modules, backbone.device, backbone.dtype)
+    forward = _BackingOff(backbone, preprocessing, atoms, size, layout, options)
     with packed_linears(modules, backbone.device, backbone.dtype, size * TOKENS):
         for batch, pixels in decoded_batches(split, preprocessing, rows, size, options.workers):
             yield batch, forward(pixels)
@@ -277,10 +278,11 @@ class _BackingOff:
         preprocessing: Preprocessing,
         atoms: frozenset[Atom],
         size: int,
+        layout: torch.memory_format,
         options: ExtractionOptions,
     ) -> None:
         self.backbone, self.preprocessing, self.atoms, self.options = backbone, preprocessing, atoms, options
-        self.size = size
+        self.size, self.layout = size, layout
 
     def __call__(self, pixels: Tensor) -> dict[Atom, Tensor]:
         """Encode one batch of decoded images; atom to `[N, D]` float32 on the CPU."""
@@ -302,6 +304,7 @@ class _BackingOff:
             if device.type == "cuda":
                 pixels = pixels.pin_memory()
             on_device = self.preprocessing.finish(pixels.to(device, non_blocking=True))
+            on_device = on_device.contiguous(memory_format=self.layout)
             profile.synchronise(device)
         with profile.forward_and_pool(self.backbone.modules, device, len(pixels)):
             return {atom: value.cpu() for atom, value in self.backbone.encode_atoms(on_device, self.atoms).items()}

@@ -3,11 +3,15 @@
 torch multiplies float32 matrices on x86 with MKL, which takes a generic path on processors of other makers than its own: measured
 on an AMD processor with AVX-512, a ViT takes almost twice as long as with oneDNN, the library that torch brings along for
 convolutions and bfloat16. And where oneDNN is used already, in bfloat16, every call lays out the weights anew.
-`packed_linears` gives every `nn.Linear` of a model, for as long as it lasts, weights that oneDNN has laid out once.
+`packed_linears` gives every `nn.Linear` of a model, for as long as it lasts, weights that oneDNN has laid out once. Convolutions
+go to oneDNN anyway, which wants the channels of an image last (`image_layout`): where they are not, it lays out every image
+anew, twice in every layer.
 
 The bound: a product of float32 differs from the plain one by at most `FLOAT32_BOUND` of its largest value, which is what another
 processor or number of threads does too (both sum the same terms, in another order); in bfloat16 it is equal bit for bit. Each
 kind of layer is tried on random numbers first, and one that is beyond the bound, or that oneDNN refuses, stays as it is.
+With the channels last, features of a convolutional model in float32 differ by at most `FLOAT32_BOUND` of the largest; in
+bfloat16 they would by as much as bfloat16 itself makes, and images stay as they are.
 The choice follows from the processor and the model alone, never from a timing, so that a run and its repetition agree.
 """
 
@@ -65,6 +69,23 @@ def packed_linears(modules: Sequence[nn.Module], device: torch.device, dtype: st
             del layer.forward  # the class's own is behind it
 
 
+def image_layout(modules: Sequence[nn.Module], device: torch.device, dtype: str) -> torch.memory_format:
+    """The layout in which a model is given its images: the channels last for a convolutional one, in float32 on a CPU.
+
+    A model is convolutional when it has more convolutions than linear layers: a ResNet or a MobileNet is; a ConvNeXt or a ViT is
+    not, and gains nothing.
+
+    Args:
+        modules: The model's.
+        device: Where it is.
+        dtype: `float32`, or `bfloat16` by autocast.
+    """
+    layers = [layer for module in modules for layer in module.modules()]
+    convolutions, linears = (sum(isinstance(layer, kind) for layer in layers) for kind in (nn.Conv2d, nn.Linear))
+    repays = device.type == "cpu" and dtype == "float32" and _is_wide()
+    return torch.channels_last if repays and convolutions > linears else torch.contiguous_format
+
+
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is a linear layer and nothing else: a subclass may do more, and so may parametrised or changed ones."""
     return type(module) is nn.Linear and "forward" not in vars(module) and module.weight.dtype == torch.float32
@@ -111,12 +132,18 @@ def _agrees(layer: nn.Linear, forward: Callable[[Tensor], Tensor], dtype: str) -
 
 def _repays(dtype: str) -> bool:
     """Whether packed weights are faster on this processor, going by what was measured (`docs/performance.md`)."""
+    if not _is_wide():
+        return False
+    if dtype == "float32":
+        return bool(torch.backends.mkl.is_available()) and not made_by_intel()  # type: ignore[no-untyped-call]
+    return dtype == "bfloat16" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_wide() -> bool:
+    """Whether oneDNN computes, with AVX-512."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[no-untyped-call]
         return False
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if dtype == "float32":
-        return wide and bool(torch.backends.mkl.is_available()) and not made_by_intel()  # type: ignore[no-untyped-call]
-    return dtype == "bfloat16" and wide and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @cache
