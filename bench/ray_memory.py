@@ -3,8 +3,8 @@
     python bench/ray_memory.py [--images 6000]
 
 Images of 32 x 32 go through `pixels` (3,072 features) by two workers of one core, `--writer driver`: each unit's features come
-back through the object store and the driver writes them. Then `ridge`, which reads features a part at a time, is scored on all of
-them, and in a run of its own `knn`, which by its definition holds its whole bank of train features. Each is a fresh
+back through the object store and the driver writes them. Then `ridge` is scored on all of them, and in runs of their own `knn`,
+`fewshot` and `episodes`; all read features a part at a time but those that a fit or a draw needs together. Each is a fresh
 `vitbench run`. What is counted of each process is its resident memory without what it shares with others (the object store, which
 is bounded by itself, and mapped files), looked at every 20 ms; the largest of the driver, and the largest of any worker.
 """
@@ -88,7 +88,7 @@ def measured(images: int) -> dict[str, dict[str, float]]:
         environment = {**os.environ, "VITBENCH_CACHE": str(folder / "cache")}
         return {
             "extraction and ridge": peaks([*command, "--writer", "driver", "--protocol", "ridge"], environment),
-            "knn": peaks([*command, "--protocol", "knn"], environment),
+            **{name: peaks([*command, "--protocol", name], environment) for name in ("knn", "fewshot", "episodes")},
         }
 
 
@@ -110,9 +110,6 @@ def main() -> None:
                     after / megabytes,
                     GOAL,
                     at_most=True,
-                    reason="knn holds its whole bank of train features, as it does without Ray"
-                    if work == "knn"
-                    else "",
                 )
             )
     write_result("ray_memory", {"rows": rows, "versions": versions(["ray", "torch", "numpy"])})

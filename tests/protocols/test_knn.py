@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from tests.conftest import ImageFolderMaker
 from vitbench.errors import DataError, UsageError
 from vitbench.execution.replay import find_record, replay
 from vitbench.execution.why import why_record
-from vitbench.features.featureset import FeatureSet
+from vitbench.features.featureset import FeatureSet, LazyRepresentations
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Cell, Outcome
 from vitbench.protocols.knn import NearestNeighbours
 from vitbench.reporting.leaderboard import leaderboards
+from vitbench.solvers import neighbours
 
 CLASSES = 6
 
@@ -96,6 +99,107 @@ def test_what_a_reader_is_told() -> None:
     (outcome,) = outcomes(NearestNeighbours(k=(3,)), train, test)
     assert outcome.warnings[0].startswith("1 of 6 classes have no train image")
     assert outcome.warnings[1] == "2 of 60 train images have features that are all 0: their cosine is taken as 0"
+
+
+class Reads:
+    """A split whose features are read when they are asked for, in an order of its own, and the rows of every read."""
+
+    def __init__(self, features: FeatureSet, seed: int) -> None:
+        self.x = features.representations["cls"]
+        self.asked: list[np.ndarray] = []
+        order = np.random.default_rng(seed).permutation(features.rows)
+        self.features = FeatureSet(
+            features.labels, features.rows, LazyRepresentations(["cls"], features.rows, self, order)
+        )
+
+    def __call__(self, _: str, rows: np.ndarray) -> torch.Tensor:
+        self.asked.append(rows)
+        return self.x[torch.from_numpy(rows)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_read_in_parts_is_what_is_in_memory(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several passes of several parts, with copies of rows, rows of zeros, and queries that float32 does not settle."""
+    train, test = part(seed, 200, zeros=3), part(seed + 10, 60, zeros=1)
+    train.representations["cls"][100:] = train.representations["cls"][:100]
+    expected = outcomes(NearestNeighbours(), train, test)
+    monkeypatch.setattr(neighbours, "BLOCK", 8 * 17)
+    monkeypatch.setattr(neighbours, "PASS", 25 * neighbours.PASS // neighbours.queries_at_once(8, 20))
+    bank, asked = Reads(train, seed), Reads(test, seed)
+    found = outcomes(NearestNeighbours(), bank.features, asked.features)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.ranking, other.ranking)
+        assert (one.details, one.warnings) == (other.details, other.warnings)
+        if other.confidence is not None:
+            np.testing.assert_allclose(one.confidence, other.confidence, rtol=1e-9)
+    assert max(map(len, bank.asked)) == 17
+    assert max(map(len, asked.asked)) == 25
+    passes = np.bincount(np.concatenate(bank.asked)[1:], minlength=200)
+    assert passes.max() <= 1 + 3 * 3 + 2, (
+        "a check, three passes for 25, 25 and 10 test rows, and a row that tells the size"
+    )
+    assert np.bincount(np.concatenate(asked.asked)).max() <= 3
+
+
+def test_what_is_wrong_is_counted_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK", 8 * 17)
+    train, test = part(0, 90, zeros=4), part(1, 40, zeros=40)
+    (found,) = outcomes(NearestNeighbours(k=(3,)), Reads(train, 0).features, Reads(test, 1).features)
+    assert found.warnings == (
+        "4 of 90 train images have features that are all 0: their cosine is taken as 0",
+        "40 of 40 test images have features that are all 0: their cosine is taken as 0",
+    )
+    train.representations["cls"][[5, 33, 89], 2] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    with pytest.raises(DataError, match="3 of 90 train rows have NaN or infinite features"):
+        outcomes(NearestNeighbours(k=(3,)), Reads(train, 0).features, Reads(test, 1).features)
+    large = part(0, 90).representations["cls"].double()
+    large[70, 1] = 1e151
+    train = FeatureSet(train.labels, train.rows, {"cls": large})
+    with pytest.raises(DataError, match=r"the train features go up to 1e\+151, whose squares float64 cannot hold"):
+        outcomes(NearestNeighbours(k=(3,)), Reads(train, 0).features, Reads(test, 1).features)
+
+
+def test_a_train_row_without_features_is_refused() -> None:
+    train, test = part(0, 30), part(1, 8)
+    few = FeatureSet(train.labels, train.rows[:20], {"cls": train.representations["cls"][:20]})
+    with pytest.raises(UsageError, match="10 of the 30 train rows have no features"):
+        outcomes(NearestNeighbours(k=(3,)), few, test)
+
+
+SCRIPT = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from vitbench.features.featureset import FeatureSet, LazyRepresentations
+from vitbench.protocols.knn import NearestNeighbours
+from vitbench.solvers import neighbours
+neighbours.BLOCK, neighbours.PASS = 1 << 19, 1 << 20
+part = torch.randn(4096, 256, generator=torch.Generator().manual_seed(0))
+
+def split(size):
+    rows = np.arange(size)
+    read = lambda _, some: part[torch.from_numpy(some % 4096)]
+    return FeatureSet(rows % 10, rows, LazyRepresentations(["cls"], rows, read))
+
+protocol = NearestNeighbours(k=(5,))
+list(protocol.evaluate(split(int(sys.argv[1])), split(int(sys.argv[2])), "cls", 10, protocol.cells()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_memory_grows_with_neither_train_nor_test_rows() -> None:
+    """60,000 rows of 256 features are 59 MiB."""
+
+    def peak(train: int, test: int) -> float:
+        command = [sys.executable, "-c", SCRIPT, str(train), str(test)]
+        unit = 1 if sys.platform == "darwin" else 1024
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * unit
+
+    few = peak(15_000, 1_500)
+    tolerance = 16 * 2**20  # what an allocator keeps
+    assert peak(60_000, 1_500) <= few + tolerance
+    assert peak(1_000, 60_000) <= few + tolerance
 
 
 @pytest.fixture(scope="module")

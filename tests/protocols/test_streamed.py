@@ -12,8 +12,10 @@ import torch
 from vitbench.errors import DataError
 from vitbench.features.featureset import FeatureSet, LazyRepresentations
 from vitbench.features.store import FeatureStore
-from vitbench.protocols import streamed
-from vitbench.protocols.closed_form import GRID, Fitted, fit
+from vitbench.protocols import closed_form, streamed
+from vitbench.protocols.closed_form import GRID, Fitted, Queries, fit
+from vitbench.protocols.fewshot import FewShot
+from vitbench.protocols.ridge import Ridge
 from vitbench.protocols.streamed import fit_streamed
 
 RULES: list[Any] = ["paper", 3.0, "gcv", "loo"]
@@ -92,6 +94,43 @@ def test_a_given_penalty_reads_each_row_once_and_holds_none(tmp_path: Path) -> N
     assert sum(parts) == len(x)
     assert max(asked) <= 4096
     assert_same(found, fit(x, labels, 5, "gcv", "squared_error", GRID))
+
+
+@pytest.mark.parametrize("protocol", [FewShot(shots=(1, 5), seeds=(0, 1)), Ridge(l2="paper")])
+def test_test_rows_that_are_read_in_parts_are_ranked_as_those_in_memory(
+    protocol: FewShot | Ridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = draw(5300, 16, 5)
+    train = FeatureSet(labels[:300], np.arange(300), {"cls": x[:300]})
+    x, labels = x[300:], labels[300:]
+    order = np.random.default_rng(1).permutation(len(x))
+    asked: list[int] = []
+
+    def read(_: str, rows: np.ndarray) -> torch.Tensor:
+        asked.append(len(rows))
+        return x[torch.from_numpy(rows)]
+
+    test = FeatureSet(labels, np.arange(len(x)), LazyRepresentations(["cls"], np.arange(len(x)), read, order))
+    expected = list(protocol.evaluate(train, test, "cls", 5, protocol.cells()))
+    assert max(asked) == len(x), "few are held"
+    asked.clear()
+    monkeypatch.setattr(closed_form, "HELD", 0)
+    test = FeatureSet(labels, np.arange(len(x)), LazyRepresentations(["cls"], np.arange(len(x)), read, order))
+    found = list(protocol.evaluate(train, test, "cls", 5, protocol.cells()))
+    assert max(asked) == 4096
+    parts = [size for size in asked if size > 1]  # one row tells the dimension
+    assert sum(parts) == len(x) * (1 + len(protocol.cells())), "a check, and each cell"
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.ranking, other.ranking)
+        np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
+
+
+def test_test_rows_that_are_not_finite_are_counted_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_form, "HELD", 0)
+    x, labels = draw(9000, 4, 3)
+    x[[3, 5000, 8999], 2] = torch.tensor([np.nan, np.inf, -np.inf])
+    with pytest.raises(DataError, match="3 of 9000 test rows have NaN or infinite features"):
+        Queries.of(lazily(x, labels), "cls", "test")
 
 
 SCRIPT = """

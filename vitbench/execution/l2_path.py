@@ -28,7 +28,7 @@ from vitbench.features.featureset import FeatureSet
 from vitbench.hub import offline
 from vitbench.protocols import PROTOCOLS
 from vitbench.protocols.base import Cell, Outcome, Protocol
-from vitbench.protocols.closed_form import Fitted, class_counts, finite, outcome
+from vitbench.protocols.closed_form import Fitted, Queries, class_counts, finite, outcome
 from vitbench.protocols.fewshot import FewShot
 from vitbench.protocols.ridge import Ridge
 from vitbench.records.provenance import provenance
@@ -170,7 +170,7 @@ def path_outcomes(
         DataError: No labelled image, a label that is not one of the classes, or features that are NaN or infinite.
     """
     class_counts(test.labels[test.rows], num_classes, "test")
-    queries = finite(test.representations[name], "test")
+    queries = Queries.of(test, name, "test")
     for cell, penalties in cells.items():
         one = dataclasses.replace(protocol, shots=(cell.shot,)) if isinstance(protocol, FewShot) else protocol
         known = one.check(train.labels, num_classes)

@@ -112,13 +112,15 @@ class FeatureSet:
             size: Rows of a part; the last may have fewer.
 
         Yields:
-            Rows of the split `[m]`, in an order that is cheap to read, each row once, and their features `[m, D]` float32.
+            Rows of the split `[m]`, in an order that is cheap to read, the same every time and each row once, and their
+            features `[m, D]` float32; of features in memory a view.
         """
         lazy = self.representations
         order = lazy.order if isinstance(lazy, LazyRepresentations) else self.rows
         for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            yield rows, self.part(name, rows)
+            part = slice(start, start + size)
+            rows = order[part]
+            yield rows, lazy.part(name, rows) if isinstance(lazy, LazyRepresentations) else lazy[name][part]
 
     def dimension(self, name: str) -> int:
         """D of representation `name`; there must be a row."""

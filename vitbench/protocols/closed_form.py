@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vitbench.errors import DataError, unknown
-from vitbench.features.featureset import IntArray
+from vitbench.features.featureset import CHUNK_ROWS, FeatureSet, IntArray, LazyRepresentations
 from vitbench.protocols.base import Cell, Outcome
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import distinct, items, penalty
@@ -26,6 +27,9 @@ GRID = tuple(2.0**power for power in range(-9, 21))
 """The penalties to choose from: 30 powers of two, big_vision's 1024 among them."""
 
 CRITERIA: tuple[Criterion, ...] = ("squared_error", "accuracy")
+
+HELD = 1 << 23
+"""Test features (rows times dimension) up to which they are held, because each cell goes through them: 32 MiB."""
 
 _LARGEST_FEATURE = 1e150
 
@@ -117,13 +121,36 @@ def finite(features: Tensor, split: str) -> Tensor:
     Raises:
         DataError: Some are NaN or infinite, or so large that their squares are.
     """
-    if bad := broken_rows(features):
-        raise DataError(not_finite(bad, len(features), split))
-    if features.dtype == torch.float64 and float(features.abs().max()) > _LARGEST_FEATURE:
-        raise DataError(
-            f"the {split} features go up to {float(features.abs().max()):.2g}, whose squares float64 cannot hold"
-        )
+    refuse_broken(broken_rows(features), largest(features), len(features), split)
+    return with_float64(features)
+
+
+def refuse_broken(bad: int, highest: float, size: int, split: str) -> None:
+    """Refuse features that cannot be computed with.
+
+    Args:
+        bad: Their `broken_rows`.
+        highest: Their `largest`.
+        size: Number of rows.
+        split: Name of the split, for the message.
+
+    Raises:
+        DataError: Some are NaN or infinite, or so large that their squares are.
+    """
+    if bad:
+        raise DataError(not_finite(bad, size, split))
+    if highest > _LARGEST_FEATURE:
+        raise DataError(f"the {split} features go up to {highest:.2g}, whose squares float64 cannot hold")
+
+
+def with_float64(features: Tensor) -> Tensor:
+    """The features where float64 exists: those on Apple's GPU go to the CPU."""
     return features.cpu() if features.device.type == "mps" else features
+
+
+def largest(features: Tensor) -> float:
+    """The largest absolute value of a feature; 0 for a dtype whose squares float64 can always hold."""
+    return float(features.abs().max()) if features.dtype == torch.float64 and features.numel() else 0.0
 
 
 def broken_rows(features: Tensor) -> int:
@@ -222,8 +249,55 @@ def edge(l2: float, grid: Sequence[float], chooser: str) -> tuple[dict[str, bool
     return {"l2_on_edge": True}, [f"{chooser} chose the {end} l2 of the grid, {l2:g}: a value beyond it may be better"]
 
 
+@dataclass(frozen=True)
+class Queries:
+    """The rows that classifiers are asked about, all of them finite, in one representation.
+
+    Attributes:
+        features: The rows; where they are many, read a part at a time whenever a classifier is asked.
+        name: Canonical name of the representation.
+    """
+
+    features: FeatureSet
+    name: str
+
+    @classmethod
+    def of(cls, features: FeatureSet, name: str, split: str) -> Queries:
+        """Take every row of a feature set.
+
+        Args:
+            features: At least one row.
+            name: Canonical name of the representation.
+            split: Name of the split, for messages.
+
+        Raises:
+            DataError: Features that are NaN or infinite, or so large that their squares are.
+        """
+        lazy = isinstance(features.representations, LazyRepresentations)
+        if lazy and len(features.rows) * features.dimension(name) > HELD:
+            bad, highest = 0, 0.0
+            for _, x in features.chunks(name):
+                bad += broken_rows(x)
+                highest = max(highest, largest(x))
+            refuse_broken(bad, highest, len(features.rows), split)
+            return cls(features, name)
+        held = finite(features.representations[name], split)
+        return cls(FeatureSet(features.labels, features.rows, {name: held}), name)
+
+    def ranked(self, model: ridge.RidgeClassifier, count: int) -> tuple[IntArray, npt.NDArray[np.floating[Any]]]:
+        """Rankings `[M, min(count, K)]` and highest scores `[M]`, in the order of the rows; see `RidgeClassifier.ranked`."""
+        lazy = isinstance(self.features.representations, LazyRepresentations)
+        parts = [
+            (rows, *model.ranked(with_float64(x), count))
+            for rows, x in self.features.chunks(self.name, CHUNK_ROWS if lazy else len(self.features.rows))
+        ]
+        rows, rankings, highest = zip(*parts, strict=True)
+        order = np.argsort(np.concatenate(rows))
+        return torch.cat(rankings).cpu().numpy()[order], torch.cat(highest).cpu().numpy()[order]
+
+
 def outcome(
-    cell: Cell, fitted: Fitted, queries: Tensor, per_class: IntArray, known: Sequence[str], support: str
+    cell: Cell, fitted: Fitted, queries: Queries, per_class: IntArray, known: Sequence[str], support: str
 ) -> Outcome:
     """Rank the classes of every test row.
 
@@ -234,7 +308,7 @@ def outcome(
     Args:
         cell: Which cell.
         fitted: The classifier.
-        queries: `[M, D]`, the test rows.
+        queries: The test rows.
         per_class: `[K]`, how many images of each class were learned from.
         known: Warnings that are known already; they come first.
         support: What was learned from, for a message (`support set`).
@@ -242,14 +316,14 @@ def outcome(
     warnings = [*known, *fitted.warnings]
     if bool(torch.isinf(fitted.model.standardisation.scale).all()):
         warnings.append(f"every feature is constant over the {support}: the score is a guess")
-    ranking, highest = fitted.model.ranked(queries, RANKED)
+    ranking, highest = queries.ranked(fitted.model, RANKED)
     sizes = {"n_per_class_min": int(per_class.min()), "n_per_class_max": int(per_class.max())}
     return Outcome(
         cell=cell,
-        ranking=ranking.cpu().numpy(),
-        confidence=((1 + highest) / 2).clamp(0, 1).cpu().numpy(),
+        ranking=ranking,
+        confidence=((1 + highest) / 2).clip(0, 1),
         n_support=int(per_class.sum()),
-        n_test=len(queries),
+        n_test=len(ranking),
         details={**fitted.details, **sizes},
         warnings=tuple(warnings),
     )

@@ -24,7 +24,15 @@ from vitbench.errors import DataError, UsageError, unknown
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
 from vitbench.protocols.closed_form import class_counts, finite, given_penalty
-from vitbench.protocols.knn import TEMPERATURE, Weights, vote_fields, vote_label, vote_parameters, zero_rows
+from vitbench.protocols.knn import (
+    TEMPERATURE,
+    Weights,
+    rows_of_zeros,
+    vote_fields,
+    vote_label,
+    vote_parameters,
+    zero_rows,
+)
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import distinct, items, known_options, penalty, seed_items, whole_number
 from vitbench.solvers import ridge
@@ -201,7 +209,9 @@ class EpisodeProtocol(Protocol):
         labels = test.labels[test.rows]
         features = finite(test.representations[name], "test")
         counts = class_counts(labels, num_classes, "test")
-        zeros = zero_rows(features, "test images") if self.classifier != "ridge" else []
+        zeros = []
+        if self.classifier != "ridge":
+            zeros = zero_rows(rows_of_zeros(features), len(features), "test images")
         for cell in cells:
             able = self._classes(labels, num_classes, cell.shot)
             there = int(np.count_nonzero(counts))

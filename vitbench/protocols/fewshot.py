@@ -21,6 +21,7 @@ from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
 from vitbench.protocols.closed_form import (
     GRID,
+    Queries,
     class_counts,
     finite,
     fit,
@@ -152,7 +153,7 @@ class FewShot(Protocol):
         """
         counts = class_counts(train.labels, num_classes, "train")
         class_counts(test.labels[test.rows], num_classes, "test")
-        queries = finite(test.representations[name], "test")
+        queries = Queries.of(test, name, "test")
         permutations: dict[int, list[IntArray]] = {}
         shared: dict[int, _Nested] = {}
         for number, cell in enumerate(cells):

@@ -14,16 +14,24 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vitbench.errors import DataError, UsageError, unknown
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-from vitbench.protocols.closed_form import class_counts, finite, missing_classes
+from vitbench.protocols.closed_form import (
+    broken_rows,
+    class_counts,
+    largest,
+    missing_classes,
+    refuse_broken,
+    with_float64,
+)
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import distinct, items, known_options, whole_number
-from vitbench.solvers.neighbours import ranked
+from vitbench.solvers.neighbours import queries_at_once, ranked, rows_at_once
 
 Weights = Literal["temperature", "uniform"]
 WEIGHTS: tuple[Weights, ...] = ("temperature", "uniform")
@@ -69,14 +77,14 @@ def vote_label(weights: Weights, temperature: float) -> str:
     return "uniform votes" if weights == "uniform" else f"votes weighted by exp(cosine / {temperature:g})"
 
 
-def zero_rows(features: Tensor, which: str) -> list[str]:
-    """The line about features that are 0 throughout, to which a cosine means nothing; none where there are none."""
-    count = int((features == 0).all(dim=1).sum())
-    return (
-        [f"{count} of {len(features)} {which} have features that are all 0: their cosine is taken as 0"]
-        if count
-        else []
-    )
+def rows_of_zeros(features: Tensor) -> int:
+    """How many rows of `[N, D]` are 0 throughout."""
+    return int((features == 0).all(dim=1).sum())
+
+
+def zero_rows(zeros: int, size: int, which: str) -> list[str]:
+    """The line about `rows_of_zeros`, to which a cosine means nothing; none where there are none."""
+    return [f"{zeros} of {size} {which} have features that are all 0: their cosine is taken as 0"] if zeros else []
 
 
 @dataclass(frozen=True)
@@ -158,40 +166,73 @@ class NearestNeighbours(Protocol):
         """Rank the classes of every test row by the votes of its neighbours; see `Protocol.evaluate`.
 
         One search serves every cell, so that the first outcome takes the time of all. The neighbours are those of float64
-        (`solvers.neighbours`), found on the device that holds the features. A class without a vote is not ranked, and fewer
-        than 5 neighbours rank fewer than 5 classes:
-        the top-5 accuracy of k < 5 does not exist.
+        (`solvers.neighbours`), found on the device that holds the features. Both splits are read a part at a time, the test
+        split twice and the train split up to three times for each `queries_at_once` test rows, and neither is held. A class
+        without a vote is not ranked, and fewer than 5 neighbours rank fewer than 5 classes: the top-5 accuracy of k < 5 does
+        not exist.
 
         Raises:
+            UsageError: A train row has no features.
             DataError: No image, a label that is not one of the classes, fewer images than neighbours, or features that are
                 NaN or infinite.
         """
         known = self.check(train.labels, num_classes)
         class_counts(test.labels[test.rows], num_classes, "test")
-        queries = finite(test.representations[name], "test")
-        rows = self.train_rows(train.labels, num_classes, cells)
-        # select refuses a train split of which some rows were not embedded
-        bank, labels = finite(train.select(name, rows), "train"), train.labels[rows]
-        known += zero_rows(bank, "train images") + zero_rows(queries, "test images")
-        counts = np.bincount(labels, minlength=num_classes)
-        found = ranked(
-            bank,
-            torch.from_numpy(labels).to(bank.device),
-            queries.to(bank.device),
-            num_classes,
-            [dict(cell.parameters)["k"] for cell in cells],
-            temperature=self.temperature if self.weights == "temperature" else None,
-            count=RANKED,
-        )
+        if len(train.rows) < len(train.labels):
+            raise UsageError(
+                f"{len(train.labels) - len(train.rows)} of the {len(train.labels)} train rows have no features"
+            )
+        zeros = _checked(test, name, "test")
+        known += _checked(train, name, "train") + zeros
+        counts = np.bincount(train.labels, minlength=num_classes)
+        found = self._ranked(train, test, name, num_classes, [dict(cell.parameters)["k"] for cell in cells])
         for cell in cells:
             k = dict(cell.parameters)["k"]
             ranking, share = found[k]
             yield Outcome(
                 cell=cell,
-                ranking=ranking.cpu().numpy(),
-                n_support=len(labels),
-                n_test=len(queries),
+                ranking=ranking,
+                n_support=len(train.labels),
+                n_test=len(test.rows),
                 details={"k": k, "n_per_class_min": int(counts.min()), "n_per_class_max": int(counts.max())},
                 warnings=tuple(known),
-                confidence=share.cpu().numpy() if k > 1 else None,  # one neighbour's share is 1, whatever it is worth
+                confidence=share if k > 1 else None,  # one neighbour's share is 1, whatever it is worth
             )
+
+    def _ranked(
+        self, train: FeatureSet, test: FeatureSet, name: str, num_classes: int, ks: Sequence[int]
+    ) -> dict[int, tuple[IntArray, npt.NDArray[np.float64]]]:
+        """Rankings and shares of all test rows, in their order, by k; see `solvers.neighbours.ranked`."""
+        first = with_float64(train.part(name, train.rows[:1]))
+        dimension, device = first.shape[1], first.device
+        labels = torch.from_numpy(train.labels).to(device)
+        size = len(test.rows)
+        found = {k: (np.empty((size, min(RANKED, k, num_classes)), np.int64), np.empty(size)) for k in ks}
+
+        def rows() -> Iterator[tuple[Tensor, Tensor]]:
+            for numbers, x in train.chunks(name, rows_at_once(dimension)):
+                yield torch.from_numpy(numbers).to(device), with_float64(x)
+
+        for numbers, x in test.chunks(name, queries_at_once(dimension, max(ks))):
+            places = np.searchsorted(test.rows, numbers)
+            temperature = self.temperature if self.weights == "temperature" else None
+            part = ranked(rows, labels, x.to(device), num_classes, ks, temperature=temperature, count=RANKED)
+            for k, (ranking, share) in part.items():
+                found[k][0][places] = ranking.cpu().numpy()
+                found[k][1][places] = share.cpu().numpy()
+        return found
+
+
+def _checked(features: FeatureSet, name: str, split: str) -> list[str]:
+    """The line about rows of zeros of a split, once all of its rows are known to be finite.
+
+    Raises:
+        DataError: Features that are NaN or infinite, or so large that their squares are.
+    """
+    bad, zeros, highest, size = 0, 0, 0.0, len(features.rows)
+    for _, x in features.chunks(name, rows_at_once(features.dimension(name))):
+        bad += broken_rows(x)
+        zeros += rows_of_zeros(x)
+        highest = max(highest, largest(x))
+    refuse_broken(bad, highest, size, split)
+    return zero_rows(zeros, size, f"{split} images")

@@ -4,8 +4,8 @@ The standardisation, the bias feature, the targets ±1 and the float64 solve are
 frozen-feature score of tasks with a train split of their own, such as VTAB-1k's 800 + 200 images; `l2="validation"` (`--tune`)
 chooses the penalty on the task's tuning splits, `l2="gcv"` by generalised cross-validation.
 
-Memory does not grow with the number of train images: their features are read a part at a time (`vitbench.protocols.streamed`).
-The test features are held, 4·M·D bytes.
+Memory does not grow with the number of images: train features are read a part at a time (`vitbench.protocols.streamed`), and
+test features too where they are many (`vitbench.protocols.closed_form.Queries`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
 from vitbench.protocols.closed_form import (
     GRID,
     Fitted,
+    Queries,
     Rule,
     class_counts,
     edge,
-    finite,
     missing_classes,
     outcome,
     penalty_fields,
@@ -141,7 +141,7 @@ class Ridge(Protocol):
                 raise UsageError(
                     f"{len(train.labels) - len(train.rows)} of the {len(train.labels)} train rows have no features"
                 )
-            queries = finite(test.representations[name], "test")
+            queries = Queries.of(test, name, "test")
             if self.l2 == "validation":
                 l2, details, warnings = self._choose(tuning, name, num_classes)
                 model = self._fit(train, name, num_classes, l2).model
@@ -163,11 +163,11 @@ class Ridge(Protocol):
         _check_tuning_part(tuning.train, "tune_train", num_classes)
         answers = _check_tuning_part(tuning.validation, "tune_validation", num_classes)
         spectrum = ridge.decompose(problem_of(tuning.train, name, num_classes, "tune_train"))
-        queries = finite(tuning.validation.representations[name], "tune_validation")
+        queries = Queries.of(tuning.validation, name, "tune_validation")
         found = {}
         for l2 in self.grid:
             model = ridge.RidgeClassifier(spectrum.problem.standardisation, ridge.weights(spectrum, l2))
-            found[l2] = accuracy(model.predict(queries).cpu().numpy(), answers)
+            found[l2] = accuracy(queries.ranked(model, 1)[0][:, 0], answers)
         best = max(self.grid, key=lambda l2: (found[l2], l2))
         on_edge, warnings = edge(best, self.grid, "the validation split")
         details = {"l2": best, "validation_accuracy": found[best], "n_validation": len(answers), **on_edge}

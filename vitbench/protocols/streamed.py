@@ -25,6 +25,7 @@ from vitbench.protocols.closed_form import (
     fit,
     fit_summary,
     not_finite,
+    with_float64,
 )
 from vitbench.solvers import ridge
 from vitbench.solvers.leave_one_out import Criterion, choose_streamed
@@ -95,5 +96,5 @@ def problem_of(features: FeatureSet, name: str, num_classes: int, split: str) ->
 
 def _parts(features: FeatureSet, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     for rows, x in features.chunks(name):
-        part = x.cpu() if x.device.type == "mps" else x  # where float64 exists
+        part = with_float64(x)
         yield part, torch.from_numpy(features.labels[rows]).to(part.device)

@@ -24,6 +24,9 @@ from vitbench.execution.work import timed
 from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
 
+COPIED = 256
+"""Rows that are copied out of the object store at a time, so that a read takes the memory of its rows once, not twice."""
+
 
 @dataclass(frozen=True)
 class PutFeatures:
@@ -67,7 +70,9 @@ class PutFeatures:
                 mine = np.flatnonzero(part == number)
                 if found is None:
                     found = torch.empty((len(wanted), values.shape[1]), dtype=torch.float32)
-                found[torch.from_numpy(mine)] = torch.from_numpy(values[places[mine] - self.starts[number]])
+                for begin in range(0, len(mine), COPIED):
+                    some = mine[begin : begin + COPIED]
+                    found[torch.from_numpy(some)] = torch.from_numpy(values[places[some] - self.starts[number]])
             assert found is not None
             return found
 
