@@ -77,13 +77,13 @@ def test_few_penalties_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = draw(400, 60, 10)
     spectrum = ridge.decompose(ridge.prepare(x, labels, 10))
     evaluated: list[int] = []
-    original = module._evaluated
+    original = module.evaluated
 
     def counting(*arguments: object) -> object:
         evaluated.append(arguments[2])  # type: ignore[arg-type]
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_evaluated", counting)
+    monkeypatch.setattr(module, "evaluated", counting)
     curve = leave_one_out(spectrum, GRID)
     assert choose(spectrum, GRID).l2 == GRID[curve.best("squared_error")]
     assert len(evaluated) == len(set(evaluated))

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sized
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +13,7 @@ from torch import Tensor
 
 from vitbench.solvers import leave_one_out as exact
 from vitbench.solvers import ridge, single_precision
-from vitbench.solvers.single_precision import in_float32, select
+from vitbench.solvers.single_precision import by_elimination, select
 
 GRID = tuple(2.0**power for power in range(-9, 21))
 
@@ -29,13 +33,13 @@ def draw(rows: int, features: int, num_classes: int, seed: int = 0, noise: float
     st.sampled_from([0.5, 2.0, 6.0]),
     st.sampled_from([GRID, tuple(1.1**power for power in range(-60, 100, 4)), tuple(10.0**p for p in range(-20, 9))]),
 )
-def test_a_choice_in_float32_is_that_of_float64(
+def test_a_choice_by_elimination_is_that_of_float64(
     seed: int, shape: tuple[int, int, int], noise: float, grid: tuple[float, ...]
 ) -> None:
     """Or none: then the curve is flat, or the penalties are below what float32 sees."""
     x, labels = draw(*shape, seed=seed, noise=noise)
     problem = ridge.prepare(x, labels, shape[2])
-    found = in_float32(problem, grid)
+    found = by_elimination(problem, grid)
     expected = exact.choose(ridge.decompose(problem), grid)
     if found is not None:
         choice, model = found
@@ -50,7 +54,7 @@ def test_float32_is_in_use_and_agrees_with_scikit_learn() -> None:
     for seed in range(5):
         x, labels = draw(600, 300, 12, seed, noise=2.0)
         problem = ridge.prepare(x, labels, 12)
-        found = in_float32(problem, GRID)
+        found = by_elimination(problem, GRID)
         assert found is not None
         z = torch.cat([problem.z, torch.full((600, 1), 100.0)], dim=1).numpy()
         peer = RidgeClassifierCV(alphas=GRID, fit_intercept=False).fit(z, labels.numpy())
@@ -63,7 +67,7 @@ def test_penalties_that_float32_cannot_tell_apart_are_left_to_float64() -> None:
     problem = ridge.prepare(x, labels, 6)
     best = exact.choose(ridge.decompose(problem), GRID).l2
     close = tuple(best * (1 + step * 1e-6) for step in range(4))
-    assert in_float32(problem, close) is None
+    assert by_elimination(problem, close) is None
     assert select(problem, close)[0] == exact.choose(ridge.decompose(problem), close)
 
 
@@ -74,7 +78,7 @@ def test_eigenvalues_that_float32_does_not_see_are_left_to_float64() -> None:
     x[:, 1] = x[:, 0] + 1e-7 * torch.randn(300, generator=torch.Generator().manual_seed(1))
     problem = ridge.prepare(x, labels, 6)
     grid = (1e-14, 1e-13)
-    assert in_float32(problem, grid) is None
+    assert by_elimination(problem, grid) is None
     assert select(problem, grid)[0] == exact.choose(ridge.decompose(problem), grid)
 
 
@@ -82,7 +86,7 @@ def test_what_float32_is_not_meant_for_is_in_float64(monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(single_precision, "in_float32", refuse)
+    monkeypatch.setattr(single_precision, "by_elimination", refuse)
     x, labels = draw(300, 40, 6)
     assert select(ridge.prepare(x, labels, 6), GRID)[0].l2 in GRID, "few features"
     x, labels = draw(300, 280, 6)
@@ -93,7 +97,7 @@ def test_what_float32_is_not_meant_for_is_in_float64(monkeypatch: pytest.MonkeyP
 
 def test_reduced_precision_products_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert in_float32(ridge.prepare(*draw(300, 40, 6), 6), GRID) is None
+    assert by_elimination(ridge.prepare(*draw(300, 40, 6), 6), GRID) is None
 
 
 def with_rows_of_their_own(seed: int, alone: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +120,7 @@ def test_rows_that_decide_a_direction_alone_do_not_mislead_it(alone: int, least:
     grid = tuple(2.0**power for power in range(least, least + 20))
     for seed in range(4):
         problem = ridge.prepare(*with_rows_of_their_own(seed, alone), 3)
-        found = in_float32(problem, grid)
+        found = by_elimination(problem, grid)
         if found is not None:
             expected = exact.choose(ridge.decompose(problem), grid)
             assert found[0].l2 == expected.l2
@@ -130,7 +134,143 @@ def test_a_process_that_asked_for_tf32_by_torchs_newer_names_gets_float64(monkey
     monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
     x, labels = draw(600, 300, 12, noise=2.0)
     problem = ridge.prepare(x, labels, 12)
-    assert in_float32(problem, GRID) is None
+    assert by_elimination(problem, GRID) is None
     choice, model = select(problem, GRID)
     assert choice.l2 in GRID
     assert model.predict(x).shape == (600,)
+
+
+def few_shots(seed: int, classes: int, shot: int, features: int) -> tuple[Tensor, Tensor]:
+    """Many classes with few rows each, of features with a decaying spectrum: the left-out errors of large penalties are near."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(shot)
+    means = 0.25 * torch.randn(classes, features, generator=rng)
+    noise = torch.randn(classes * shot, features, generator=rng)
+    return (means[labels] + noise) * torch.arange(1, features + 1) ** -0.5, labels
+
+
+def adversarial(kind: str, seed: int) -> tuple[Tensor, Tensor, int]:
+    """Rows, labels and the number of classes."""
+    rng = torch.Generator().manual_seed(seed)
+    if kind == "rows of their own":
+        return *with_rows_of_their_own(seed, 60), 3
+    if kind == "duplicates":
+        x, labels = draw(150, 256, 5, seed, noise=3.0)
+        return x.repeat(3, 1), labels.repeat(3), 5
+    if kind == "duplicates that disagree":
+        x, labels = draw(200, 256, 5, seed, noise=3.0)
+        return x.repeat(2, 1), torch.cat([labels, (labels + 1) % 5]), 5
+    if kind == "labels at random":
+        return torch.randn(600, 260, generator=rng), torch.randint(0, 4, (600,), generator=rng), 4
+    if kind == "nearly singular":
+        x, labels = draw(500, 256, 5, seed, noise=3.0)
+        return x[:, :20] @ torch.randn(20, 256, generator=rng) + 1e-4 * x, labels, 5
+    if kind == "barely primal":
+        return *draw(258 + seed % 2, 256, 5, seed, noise=3.0), 5
+    if kind == "one row each":
+        return *few_shots(seed, 300, 1, 256), 300
+    return *few_shots(seed, 200, 3, 256), 200
+
+
+GRIDS = {
+    "powers of two": GRID,
+    "tiny and huge": tuple(10.0**power for power in range(-14, 16)),
+    "close": tuple(64 * 1.05**step for step in range(20)),
+    "closer": tuple(64 * 1.0001**step for step in range(20)),
+    "nearly the same": tuple(64 * (1 + 1e-9 * step) for step in range(5)),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "rows of their own",
+        "duplicates",
+        "duplicates that disagree",
+        "labels at random",
+        "nearly singular",
+        "barely primal",
+        "one row each",
+        "few shots",
+    ],
+)
+def test_the_choice_is_that_of_the_whole_curve_in_float64(kind: str, grid: str) -> None:
+    """Of penalties whose errors are equal but for float64's rounding, any."""
+    for seed in range(3):
+        x, labels, num_classes = adversarial(kind, seed)
+        problem = ridge.prepare(x, labels, num_classes)
+        assert problem.primal
+        choice, model = select(problem, GRIDS[grid])
+        curve = exact.leave_one_out(ridge.decompose(problem), GRIDS[grid])
+        errors = dict(zip(curve.grid, curve.squared_error, strict=True))
+        best = curve.grid[curve.best("squared_error")]
+        assert choice.l2 == best or errors[choice.l2] == pytest.approx(errors[best], rel=1e-12)
+        assert choice.squared_error == pytest.approx(errors[choice.l2], rel=0.01)
+        if choice.l2 > 1e4 * problem.noise:  # else no two ways of solving agree
+            torch.testing.assert_close(model.weights, ridge.fit(x, labels, num_classes, choice.l2).weights)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """How many contenders each call of a function of the module, which goes on as before, was given."""
+    calls: list[int] = []
+    original = getattr(single_precision, name)
+
+    def counting(*arguments: Sized) -> object:
+        calls.append(len(arguments[2] if name == "_decided" else arguments[0]))
+        return original(*arguments)
+
+    monkeypatch.setattr(single_precision, name, counting)
+    return calls
+
+
+def test_contenders_that_float32_cannot_tell_apart_are_told_apart_without_eigenvalues(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By float32's energies and float64's weights, whose error is far smaller."""
+    calls = counted(monkeypatch, "_decided")
+    step = 2.0**0.25
+    grid = tuple(step**power for power in range(20, 80))
+    for seed in range(5):
+        x, labels = few_shots(seed, 300, 5, 256)
+        problem = ridge.prepare(x, labels, 300)
+        found = by_elimination(problem, grid)
+        expected = exact.choose(ridge.decompose(problem), grid)
+        if found is not None:
+            assert found[0].l2 == expected.l2
+            assert found[0].squared_error == pytest.approx(expected.squared_error, rel=1e-6)
+            assert found[0].accuracy == pytest.approx(expected.accuracy, abs=2 / len(x))
+    assert any(1 < count <= single_precision._most(problem) for count in calls)
+
+
+def test_what_the_weights_leave_open_is_settled_by_residuals_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_precision, "_by_weights", lambda *arguments: (arguments[4], torch.inf))
+    calls = counted(monkeypatch, "_decided")
+    for seed in range(5):
+        problem = ridge.prepare(*few_shots(seed, 300, 5, 256), 300)
+        grid = tuple(2.0 ** (power / 4) for power in range(20, 80))
+        found = by_elimination(problem, grid)
+        expected = exact.choose(ridge.decompose(problem), grid)
+        if found is not None:
+            assert found[0].l2 == expected.l2
+            assert found[0].squared_error == pytest.approx(expected.squared_error, rel=1e-12 if calls else 1e-4)
+            assert found[0].accuracy == pytest.approx(expected.accuracy, abs=2 / len(problem.z))
+    assert calls
+
+
+def test_float32_that_was_worse_than_assumed_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of the contenders in float64 are a measurement on all rows."""
+    original = single_precision._decided
+
+    def doctored(problem: Any, grid: Any, contenders: Any, off: Any, first: Any) -> object:
+        wrong = {item: replace(one, error=one.error * 1.01) for item, one in contenders.items()}
+        refuted.append(original(problem, grid, wrong, off, first) is None)
+        return original(problem, grid, contenders, off, first)
+
+    refuted: list[bool] = []
+    monkeypatch.setattr(single_precision, "_decided", doctored)
+    for seed in range(5):
+        problem = ridge.prepare(*few_shots(seed, 300, 5, 256), 300)
+        by_elimination(problem, tuple(2.0 ** (power / 4) for power in range(20, 80)))
+    assert refuted
+    assert all(refuted)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitbench.solvers import classifier, products, ridge
 from vitbench.solvers.penalty_search import Evaluated, FitErrors, Search, fit_errors
-from vitbench.solvers.ridge import Spectrum
+from vitbench.solvers.ridge import Problem, Spectrum
 
 Criterion = Literal["squared_error", "accuracy"]
 Rows = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -101,25 +101,41 @@ def choose_streamed(
     total = _Sums(torch.zeros(len(kept), dtype=torch.float64), torch.zeros(len(kept), dtype=torch.float64))
     for some in rows():
         part = _on(spectrum, *some)
-        total.add(_sums(part, _parts(part, kept)))
+        total.add(_sums(part.problem, _parts(part, kept)))
     return _best(_as_curve(spectrum, kept, total), criterion)
 
 
 def search(spectrum: Spectrum, parts: Parts) -> Search:
     """The search for the penalty of the least left-out error."""
     factors = parts.free.square().reciprocal()
-    return Search(fit_errors(spectrum, parts.l2), factors, lambda penalty: _evaluated(spectrum, parts, penalty))
+    return Search(fit_errors(spectrum, parts.l2), factors, lambda penalty: evaluated(spectrum.problem, parts, penalty))
 
 
-def left_out_energies(spectrum: Spectrum, parts: Parts) -> Tensor:
+def evaluated(problem: Problem, parts: Parts, penalty: int) -> Evaluated:
+    """The left-out error and accuracy of one penalty, and the energy of every row's residual in the fit itself.
+
+    With r = Y - Ŷ and f = 1 - H, the left-out score of class k is -1 - rₖ/f, and 1 - rₖ/f for the row's own, c. The highest is
+    where rₖ - 2f·(k = c) is lowest, because f is positive: r is never divided.
+    """
+    labels, one = problem.labels, parts.take(torch.tensor([penalty], device=parts.l2.device))
+    free = one.free[:, 0]
+    energy, hits = torch.empty(len(labels), dtype=torch.float64, device=labels.device), 0
+    for rows, _, residuals in _fitted_residuals(problem, one):
+        energy[rows] = torch.linalg.vector_norm(residuals, dim=(1, 2), dtype=torch.float64).square()
+        _add_to_own(residuals, labels[rows], -2 * free[rows, None].to(residuals.dtype))
+        hits += int((residuals.argmin(dim=2)[:, 0] == labels[rows]).sum())
+    return Evaluated(float((energy / free.square()).sum()), hits / len(labels), energy)
+
+
+def left_out_energies(problem: Problem, parts: Parts) -> Tensor:
     """Squared norms `[N]` float64 of the left-out residuals of the rows in `parts`, summed over its penalties."""
-    return torch.cat([part.square().sum(dim=(1, 2), dtype=torch.float64) for _, _, part in _residuals(spectrum, parts)])
+    return torch.cat([part.square().sum(dim=(1, 2), dtype=torch.float64) for _, _, part in _residuals(problem, parts)])
 
 
 def predictions(spectrum: Spectrum, l2: float) -> Tensor:
     """Scores `[N, K]` of every support row by the classifier that was fitted without it."""
     labels = spectrum.problem.labels
-    blocks = _residuals(spectrum, _parts(spectrum, [l2]))
+    blocks = _residuals(spectrum.problem, _parts(spectrum, [l2]))
     return torch.cat([_to_predictions(residuals, labels[rows])[:, 0] for rows, _, residuals in blocks])
 
 
@@ -153,6 +169,7 @@ class Parts:
 
     l2: Tensor  # [G]
     basis: Tensor  # [N, R]
+    projected: Tensor  # [R, K], A
     gains: Tensor  # [R, G]
     offsets: Tensor  # [G, K]
     free: Tensor  # [N, G]
@@ -162,6 +179,7 @@ class Parts:
         return Parts(
             self.l2[penalties],
             self.basis,
+            self.projected,
             self.gains[:, penalties],
             self.offsets[penalties],
             self.free[:, penalties],
@@ -197,10 +215,32 @@ def parts_of(spectrum: Spectrum, basis: Tensor, grid: Sequence[float]) -> Parts:
         gains = -ridge.inverse(spectrum, values[:, None] + l2)
         free = 1 - (1 - kept) / size + _leverages(basis, gains)
         free.clamp_min_(8 * torch.finfo(free.dtype).eps)
-        return Parts(l2, basis, gains, -1 - (1 - kept)[:, None] * problem.mean_target, free)
+        return Parts(l2, basis, spectrum.projected, gains, -1 - (1 - kept)[:, None] * problem.mean_target, free)
     gains = l2 / (values[:, None] + l2)
     free = kept / size + _leverages(basis, gains)
-    return Parts(l2, basis, gains, kept[:, None] * problem.mean_target, free)
+    return Parts(l2, basis, spectrum.projected, gains, kept[:, None] * problem.mean_target, free)
+
+
+def parts_solved(problem: Problem, l2: float, factor: Tensor, slopes: Tensor) -> Parts:
+    """Residuals and leverages of one penalty of a primal problem from its solution, without an eigenvalue.
+
+    With the Cholesky factor LL' = Z'Z + λI and the weights W = (LL')⁻¹Z'Y of the features, zᵢ'(LL')⁻¹zᵢ is ‖L⁻¹zᵢ‖²:
+
+        Y - Ŷ = Y - βȳ - ZW          1 - Hᵢᵢ = 1 - β/N - ‖L⁻¹zᵢ‖².
+
+    Args:
+        problem: The problem; the parts are those of the rows that it has in memory.
+        l2: λ, above 0.
+        factor: `[D, D]` L, lower.
+        slopes: `[D, K]` W.
+    """
+    bias = 1 - problem.bias_shrinkage(l2)
+    step = max(1, classifier.BLOCK // len(factor))
+    solved = (torch.linalg.solve_triangular(factor, rows.T, upper=False) for rows in torch.split(problem.z, step))
+    leverages = torch.cat([block.square().sum(dim=0) for block in solved])
+    free = (1 - bias / problem.size - leverages).clamp_min_(8 * torch.finfo(leverages.dtype).eps)
+    gains, offset = -slopes.new_ones(len(slopes), 1), -1 - bias * problem.mean_target
+    return Parts(slopes.new_tensor([l2]), problem.z, slopes, gains, offset[None], free[:, None])
 
 
 def _leverages(basis: Tensor, gains: Tensor) -> Tensor:
@@ -237,7 +277,7 @@ class _Sums:
 
 
 def _curve(spectrum: Spectrum, parts: Parts) -> LeaveOneOut:
-    return _as_curve(spectrum, tuple(parts.l2.tolist()), _sums(spectrum, parts))
+    return _as_curve(spectrum, tuple(parts.l2.tolist()), _sums(spectrum.problem, parts))
 
 
 def _as_curve(spectrum: Spectrum, grid: tuple[float, ...], sums: _Sums) -> LeaveOneOut:
@@ -250,37 +290,30 @@ def _best(curve: LeaveOneOut, criterion: Criterion) -> Choice:
     return Choice(curve.grid[best], curve.squared_error[best], curve.accuracy[best])
 
 
-def _sums(spectrum: Spectrum, parts: Parts) -> _Sums:
-    labels, penalties = spectrum.problem.labels, len(parts.l2)
+def _sums(problem: Problem, parts: Parts) -> _Sums:
+    labels, penalties = problem.labels, len(parts.l2)
     sums = _Sums(*torch.zeros(2, penalties, dtype=torch.float64, device=labels.device))
-    for rows, chosen, residuals in _residuals(spectrum, parts):
+    for rows, chosen, residuals in _residuals(problem, parts):
         sums.errors[chosen] += residuals.square().sum(dim=(0, 2), dtype=torch.float64)
         predicted = _to_predictions(residuals, labels[rows]).argmax(dim=2)
         sums.hits[chosen] += (predicted == labels[rows, None]).sum(dim=0)
     return sums
 
 
-def _evaluated(spectrum: Spectrum, parts: Parts, penalty: int) -> Evaluated:
-    """The left-out error and accuracy of one penalty, and the energy of every row's residual in the fit itself."""
-    labels, one = spectrum.problem.labels, parts.take(torch.tensor([penalty], device=parts.l2.device))
-    squares, hits = torch.empty(len(labels), dtype=torch.float64, device=labels.device), 0
-    for rows, _, residuals in _residuals(spectrum, one):
-        squares[rows] = residuals.square().sum(dim=(1, 2), dtype=torch.float64)
-        predicted = _to_predictions(residuals, labels[rows]).argmax(dim=2)
-        hits += int((predicted == labels[rows, None]).sum())
-    error = float(squares.sum())
-    return Evaluated(error, hits / len(labels), squares * one.free[:, 0].square())
-
-
-def _residuals(spectrum: Spectrum, parts: Parts) -> Iterator[tuple[slice, slice, Tensor]]:
+def _residuals(problem: Problem, parts: Parts) -> Iterator[tuple[slice, slice, Tensor]]:
     """The left-out residuals (Y - Ŷ)/(1 - H), block by block: which rows, which penalties, and `[rows, penalties, K]`."""
-    problem, projected = spectrum.problem, spectrum.projected
+    for rows, chosen, residuals in _fitted_residuals(problem, parts):
+        yield rows, chosen, residuals.div_(parts.free[rows, chosen, None].to(residuals.dtype))
+
+
+def _fitted_residuals(problem: Problem, parts: Parts) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The residuals Y - Ŷ of the fits themselves, block by block, as in `_residuals`."""
     size, num_classes, penalties = len(parts.basis), len(problem.counts), len(parts.l2)
     together = min(penalties, max(1, classifier.BLOCK // (size * num_classes)))
     step = max(1, classifier.BLOCK // (together * num_classes))
     for first in range(0, penalties, together):
         chosen = slice(first, min(first + together, penalties))
-        coefficients = (parts.gains[:, chosen, None] * projected[:, None]).flatten(1).to(parts.basis.dtype)
+        coefficients = (parts.gains[:, chosen, None] * parts.projected[:, None]).flatten(1).to(parts.basis.dtype)
         offset = parts.offsets[chosen].flatten().to(parts.basis.dtype)
         multiply = products.times(coefficients, size)
         for start in range(0, size, step):
@@ -289,7 +322,7 @@ def _residuals(spectrum: Spectrum, parts: Parts) -> Iterator[tuple[slice, slice,
             residuals = flat.view(len(flat), -1, num_classes)
             if problem.primal:
                 _add_to_own(residuals, problem.labels[rows], 2)
-            yield rows, chosen, residuals.div_(parts.free[rows, chosen, None].to(residuals.dtype))
+            yield rows, chosen, residuals
 
 
 def _to_predictions(residuals: Tensor, labels: Tensor) -> Tensor:
@@ -297,7 +330,7 @@ def _to_predictions(residuals: Tensor, labels: Tensor) -> Tensor:
     return _add_to_own(residuals.neg_().sub_(1), labels, 2)
 
 
-def _add_to_own(block: Tensor, labels: Tensor, value: float) -> Tensor:
-    """Add to the entry of each row's own class, in place."""
+def _add_to_own(block: Tensor, labels: Tensor, value: float | Tensor) -> Tensor:
+    """Add to the entry of each row's own class, in place; a number, or a tensor `[rows, penalties]` of them."""
     block[torch.arange(len(labels), device=labels.device), :, labels] += value
     return block

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitbench.solvers.ridge import Spectrum, inverse
+from vitbench.solvers.ridge import Problem, Spectrum, inverse
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,18 @@ def fit_errors(spectrum: Spectrum, l2: Tensor) -> FitErrors:
     return FitErrors(error, rounding, factors, energies, kept * mean_energy.sqrt())
 
 
+def fit_error(problem: Problem, l2: float, slopes: Tensor) -> tuple[float, float]:
+    """R(λ) of one penalty of a primal problem and a bound on its rounding, from the weights W `[D, K]` of the features alone.
+
+    W'(Z'Z + λI)W = W'Z'Y, so that ‖Y - Ŷ‖² = N(1-β)²‖ȳ‖² + (NK - N‖ȳ‖²) - tr W'Z'Y - λ‖W‖².
+    """
+    size, entries = problem.size, problem.size * len(problem.counts)
+    mean_energy = size * float(problem.mean_target.square().sum())
+    explained = float((slopes * problem.cross).sum() + l2 * slopes.square().sum())
+    error = problem.bias_shrinkage(l2) ** 2 * mean_energy + (entries - mean_energy) - explained
+    return error, 8 * torch.finfo(slopes.dtype).eps * size * entries
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """What is known of a penalty whose residuals were computed.
@@ -122,14 +134,20 @@ class Search:
         best = min(self._evaluated, key=lambda item: (self._evaluated[item].error, item))
         return best, self._evaluated[best]
 
-    def leads(self, best: int, margin: Tensor) -> bool:
-        """Whether every other penalty's error is above that of the best by more than its own `margin` `[G]`, a fraction of it."""
+    def contenders(self, best: int, margin: Tensor, most: int) -> dict[int, Evaluated]:
+        """The penalties whose error is not above that of the best by more than their own margin, the best first.
+
+        Args:
+            best: The penalty of the least error.
+            margin: `[G]`, fractions of its error.
+            most: How many are of use; where there are more, not all of them are returned, but more than that.
+        """
         limit = self._evaluated[best].error * (1 + margin)
         while True:
-            if any(not self._evaluated[item].error > float(limit[item]) for item in self._evaluated if item != best):
-                return False
-            if not (rivals := self._open(limit)):
-                return True
+            found = {best: self._evaluated[best]}
+            found |= {item: one for item, one in self._evaluated.items() if not one.error > float(limit[item])}
+            if len(found) > most or not (rivals := self._open(limit)):
+                return found
             self._take(rivals)
 
     def _open(self, limit: Tensor) -> list[int]:

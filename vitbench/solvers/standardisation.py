@@ -28,7 +28,7 @@ class Standardisation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Standardise `x` `[M, D]` of any float dtype; the result is float64."""
-        return (x.to(torch.float64) - self.mean).div_(self.scale)
+        return torch.sub(x, self.mean).div_(self.scale)
 
 
 def standardise(x: Tensor) -> Standardisation:
