@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.execution.ray_executor.running import install_faulty
+from vitbench.backbones import BACKBONES
+from vitbench.protocols import PROTOCOLS
+
 OBJECT_STORE = 80 * 2**20
+SOON_DEAD = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500}
+"""For the head of a cluster that is to notice within seconds that a node was removed."""
 
 ray = pytest.importorskip("ray")
 
@@ -54,6 +61,17 @@ def node_arguments(**given: Any) -> dict[str, Any]:
     return {**small, "node_ip_address": "127.0.0.1", **given}
 
 
+@contextmanager
+def with_faulty(folder: Path) -> Iterator[None]:
+    """Inside, this process and those that it starts know the package `faulty`, which is put into `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in install_faulty(folder).items():
+            patch.setenv(name, value)
+        patch.setitem(BACKBONES._builtin, "faulty", "faulty:FaultyBackbone")
+        patch.setitem(PROTOCOLS._builtin, "faulty", "faulty:FaultyNeighbours")
+        yield
+
+
 @pytest.fixture(autouse=True, scope="package")
 def _ray_on_loopback() -> Iterator[None]:
     """Ray keeps 127.0.0.1 as an address, here and in the processes that tests start; nobody's token is looked at."""
@@ -87,3 +105,32 @@ def cluster() -> Iterator[Any]:
 def make_cluster() -> Callable[..., AbstractContextManager[Any]]:
     """`running_cluster`: clusters of other shapes, `with make_cluster({"num_cpus": 2}, head={"num_cpus": 0}) as cluster:`."""
     return running_cluster
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of two nodes, whose workers know the package `faulty`."""
+    head = {"_system_config": SOON_DEAD}
+    with with_faulty(tmp_path_factory.mktemp("faulty")), running_cluster({}, head=head) as made:
+        yield made
+
+
+@pytest.fixture
+def joined(nodes: Any) -> Any:
+    """The cluster, of which this process is a driver."""
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="CRITICAL")
+    return nodes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make the folder that says what goes wrong: a file per argument, with its text."""
+
+    def make(name: str, **files: object) -> Path:
+        made = tmp_path / name
+        made.mkdir()
+        for file, text in files.items():
+            (made / file.replace("_", "-")).write_text(str(text))
+        return made
+
+    return make

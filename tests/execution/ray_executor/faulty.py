@@ -1,7 +1,8 @@
 """A backbone and a protocol that go wrong when they are told to, for the workers of tests: another package's entry points.
 
 What goes wrong is said by files in a folder, which is the backbone's name (`faulty:/path/to/folder`) or the protocol's option
-`faults`. For each of the words `hang`, `hold`, `exit`, `crash`, a file `WORD` does it every time, and a file `WORD-once` once.
+`faults`. For each of the words `hang`, `hold`, `exit`, `crash`, `eat`, a file `WORD` does it every time, and a file
+`WORD-once` once.
 A file `slow` holds the seconds that every call takes. A call leaves a file `pid-<number of its process>`.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 from torch import Tensor
 
 from vitbench.backbones.pixels import PixelsBackbone
@@ -23,6 +25,8 @@ from vitbench.protocols.base import Outcome
 from vitbench.protocols.knn import NearestNeighbours
 
 LONG = 600
+MOST_EATEN, LEFT_OVER = 5 * 2**30, 3 * 2**30
+"""Memory that is taken at most, and that the machine keeps in any case."""
 
 
 class FaultyBackbone(PixelsBackbone):
@@ -56,7 +60,7 @@ class FaultyNeighbours(NearestNeighbours):
 def go_wrong(folder: Path) -> None:
     """Do what the files of the folder say."""
     (folder / f"pid-{os.getpid()}").touch()
-    for word in ("hang", "hold", "exit", "crash"):
+    for word in ("hang", "hold", "exit", "crash", "eat"):
         try:
             (folder / f"{word}-once").unlink()
         except FileNotFoundError:
@@ -68,7 +72,19 @@ def go_wrong(folder: Path) -> None:
             ctypes.PyDLL(None).sleep(LONG)
         elif word == "exit":
             os._exit(7)
+        elif word == "eat":
+            eat()
         else:
             raise RuntimeError("a bug")
     if (slow := folder / "slow").exists():
         time.sleep(float(slow.read_text()))
+
+
+def eat() -> None:
+    """Take memory, until somebody ends this process or it has enough."""
+    taken = []
+    while len(taken) * 2**27 < MOST_EATEN and psutil.virtual_memory().available > LEFT_OVER:
+        taken.append(bytearray(os.urandom(4096)) * 2**15)
+        time.sleep(0.02)
+    time.sleep(10)
+    raise RuntimeError("nobody minded the memory")

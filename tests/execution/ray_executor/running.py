@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,3 +114,38 @@ def install_faulty(folder: Path) -> dict[str, str]:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))}
+
+
+def worker_at(folder: Path) -> int | None:
+    """The process that was last seen to work by what `folder` says."""
+    seen = sorted(folder.glob("pid-*"), key=lambda path: path.stat().st_mtime_ns)
+    return int(seen[-1].name.removeprefix("pid-")) if seen else None
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread during what is inside; what goes wrong there comes out at the end."""
+    problems: list[BaseException] = []
+
+    def watched() -> None:
+        try:
+            work()
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=watched)
+    thread.start()
+    yield
+    thread.join(60)
+    if problems:
+        raise problems[0]
+
+
+def undisturbed(out: Path, folders: list[Path], **fields: Any) -> Path:
+    """The records of the same run in this process, when nothing goes wrong."""
+    for folder in folders:
+        for file in folder.iterdir():
+            file.unlink()
+    result, _ = carried_out(out, executor="local", **fields)
+    assert not result.failures
+    return out

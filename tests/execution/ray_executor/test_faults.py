@@ -2,100 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tests.conftest import ImageFolderMaker
-from tests.execution.ray_executor.conftest import node_arguments, running_cluster
+from tests.execution.ray_executor.conftest import node_arguments, running_cluster, with_faulty
 from tests.execution.ray_executor.running import (
     assert_same_records,
     carried_out,
-    install_faulty,
+    meanwhile,
     records,
     the_journal,
+    undisturbed,
     wait_until,
+    worker_at,
 )
-from vitbench.backbones import BACKBONES
 from vitbench.execution.ray import course
-from vitbench.protocols import PROTOCOLS
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A cluster of two nodes, whose workers know the package `faulty`."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in install_faulty(tmp_path_factory.mktemp("faulty")).items():
-            patch.setenv(name, value)
-        patch.setitem(BACKBONES._builtin, "faulty", "faulty:FaultyBackbone")
-        patch.setitem(PROTOCOLS._builtin, "faulty", "faulty:FaultyNeighbours")
-        with running_cluster({}) as made:
-            yield made
-
-
-@pytest.fixture
-def joined(nodes: Any) -> Any:
-    """The cluster, of which this process is a driver."""
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="CRITICAL")
-    return nodes
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Make the folder that says what goes wrong: a file per argument, with its text."""
-
-    def make(name: str, **files: object) -> Path:
-        made = tmp_path / name
-        made.mkdir()
-        for file, text in files.items():
-            (made / file.replace("_", "-")).write_text(str(text))
-        return made
-
-    return make
-
-
-def worker_at(folder: Path) -> int | None:
-    """The process that was last seen to work by what `folder` says."""
-    seen = sorted(folder.glob("pid-*"), key=lambda path: path.stat().st_mtime_ns)
-    return int(seen[-1].name.removeprefix("pid-")) if seen else None
-
-
-@contextlib.contextmanager
-def meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread during what is inside; what goes wrong there comes out at the end."""
-    problems: list[BaseException] = []
-
-    def watched() -> None:
-        try:
-            work()
-        except BaseException as problem:
-            problems.append(problem)
-
-    thread = threading.Thread(target=watched)
-    thread.start()
-    yield
-    thread.join(60)
-    if problems:
-        raise problems[0]
-
-
-def undisturbed(out: Path, folders: list[Path], **fields: Any) -> Path:
-    """The records of the same run in this process, when nothing goes wrong."""
-    for folder in folders:
-        for file in folder.iterdir():
-            file.unlink()
-    result, _ = carried_out(out, executor="local", **fields)
-    assert not result.failures
-    return out
 
 
 def test_a_worker_killed_at_a_unit_and_one_killed_at_scoring_are_replaced(
@@ -156,6 +89,56 @@ def test_a_lost_node_is_done_without(
     assert not result.failures
     assert any("its worker was lost; tried again on" in line for line in told.warned)
     assert_same_records(tmp_path / "ray", undisturbed(tmp_path / "local", [embedding], **fields))
+
+
+def test_extraction_that_stands_still_after_a_node_was_lost_is_begun_anew(
+    joined: Any,
+    folder: Callable[..., Path],
+    image_folder: ImageFolderMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(course, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(course, "STALLED_SECONDS", 5.0)
+    embedding = folder("embedding", slow=0.5)
+    out = tmp_path / "ray"
+    fields: dict[str, Any] = {
+        "backbones": f"faulty:{embedding}",
+        "tasks": f"imagefolder:{image_folder(train=8, test=4)}",
+        "protocol": "knn",
+        "options": {"k": (1, 3)},
+        "batch_size": 4,
+    }
+    added = joined.add_node(**node_arguments(num_cpus=1))
+
+    go = tmp_path / "go"
+
+    def hold(until: str) -> None:
+        while not os.path.exists(until):  # noqa: PTH110
+            time.sleep(0.1)
+
+    def remove() -> None:
+        wait_until(lambda: len(list(embedding.glob("pid-*"))) == 3, "three workers")
+        # Another driver's work waits for the cores, and gets them before the actor that is to be started anew.
+        held = [
+            ray.remote(hold)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False))
+            .remote(str(go))
+            for node in joined.list_all_nodes()
+            if node is not added
+        ]
+        joined.remove_node(added, allow_graceful=False)
+        try:
+            wait_until(lambda: "extraction stood still" in str(the_journal(out)["retried"]), "the standstill", 50)
+        finally:
+            go.touch()
+        ray.get(held)
+
+    with meanwhile(remove):
+        result, told = carried_out(out, executor="ray", **fields)
+    assert not result.failures
+    assert "extraction stood still after a node was lost; what is missing is tried again" in told.warned
+    assert_same_records(out, undisturbed(tmp_path / "local", [embedding], **fields))
 
 
 def test_what_hangs_or_dies_every_time_is_reported_and_the_rest_is_done(
@@ -257,3 +240,32 @@ def test_a_killed_driver_goes_on_where_it_was(
     }
     assert_same_records(out, undisturbed(tmp_path / "local", [embedding, scoring], tasks=tasks, batch_size=4, **fields))
     assert len(list((out / "runs").glob("*.json"))) == 3
+
+
+@pytest.mark.skipif(psutil.virtual_memory().available < 9 * 2**30, reason="needs memory to waste")
+def test_a_worker_that_takes_all_memory_is_replaced_and_given_up_and_the_rest_is_done(
+    folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()
+    monkeypatch.setenv("RAY_memory_usage_threshold", str(1 - (memory.available - 3 * 2**30) / memory.total))
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    embedding, scoring = folder("embedding", eat=""), folder("scoring", eat_once="")
+    fields: dict[str, Any] = {
+        "tasks": f"imagefolder:{image_folder()}",
+        "protocol": "faulty",
+        "options": {"k": (1, 3), "faults": str(scoring)},
+        "batch_size": 64,
+    }
+    with with_faulty(tmp_path), running_cluster() as made:
+        reached = {"address": made.address, "max_failures": 1}
+        result, told = carried_out(
+            tmp_path / "ray", backbones=[f"faulty:{embedding}", "pixels"], executor="ray", **reached, **fields
+        )
+    again = [line for line in told.warned if "tried again" in line]
+    assert any(line.startswith("extract faulty:embedding") for line in again)
+    assert "its worker was ended because the node ran out of memory; tried again (attempt 2 of 2)" in again[-1]
+    [failure] = result.failures
+    assert "its worker was lost twice (killed, out of memory, or its node was lost)" in failure
+    assert_same_records(
+        tmp_path / "ray", undisturbed(tmp_path / "local", [embedding, scoring], backbones="pixels", **fields)
+    )

@@ -25,8 +25,10 @@ from tests.execution.ray_executor.running import (
     the_journal,
     wait_until,
 )
+from vitbench.backbones.classifier import Classifier
 from vitbench.execution.ray import cluster
 from vitbench.features import remembered
+from vitbench.features.load import load_backbone
 
 
 @pytest.fixture
@@ -77,6 +79,19 @@ def test_every_protocol_makes_the_same_records(
         _, failures, told = both(tmp_path, protocol=protocol, options=options, **common)
         assert not failures
         assert not any(label.startswith("extract") for label in told.tracked), "the features were there"
+
+
+def test_the_checkpoints_own_head_makes_the_same_records(
+    workers: None, image_folder: ImageFolderMaker, tmp_path: Path, tiny_vit: str
+) -> None:
+    weight = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
+    head = Classifier("gap", weight, torch.zeros(4), ("Loafer", "car", "CLOG", "boot"))
+    saved = load_backbone(tiny_vit, device="cpu").save(tmp_path / "model", head)
+    _, failures, told = both(
+        tmp_path, backbones=[saved], tasks=[f"imagefolder:{image_folder()}"], protocol="head", batch_size=4
+    )
+    assert not failures
+    assert list(told.tracked.values()) == [(12, 12), (1, 1)], "the test images alone are embedded"
 
 
 def test_workers_write_splits_of_splits_in_float16_of_few_images(

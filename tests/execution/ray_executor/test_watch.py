@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import ray
 
-from vitbench.execution.ray.watch import ADVANCED, BEGAN, LATE, Event, Watch
+from vitbench.execution.ray.watch import ADVANCED, BEGAN, LATE, Event, Watch, start_watch
 
 HELD = """
 import ctypes, sys, time
@@ -19,6 +21,14 @@ with watch.limited({limit}, None, "a unit"):
     {work}
 print("done", flush=True)
 """
+
+
+def test_the_watch_lives_on_the_node_of_its_driver(cluster: Any) -> None:
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+    watches = [start_watch() for _ in range(4)]
+    assert ray.get([watch.drain.remote() for watch in watches]) == [[]] * 4
+    found = {ray._private.state.actors(watch._actor_id.hex())["Address"]["NodeID"] for watch in watches}
+    assert found == {ray.get_runtime_context().get_node_id()}
 
 
 def test_the_watch_counts_beginnings_and_forgets_what_it_has_told() -> None:

@@ -14,50 +14,61 @@ process. An address is therefore tried in a process of its own first, which is k
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import filelock
 
 from vitbench.errors import StoreError, UsageError, one_line
+from vitbench.execution.ray.process import (
+    LOOPBACK,
+    TOKEN,
+    end_in_order,
+    hung_up_on,
+    is_loopback,
+    loopback_kept,
+    native_silence,
+    sigterm_kept,
+    silent,
+    token_kept,
+)
 
 REACH_SECONDS = 10.0
 """How long a host may take to take a connection."""
 JOIN_SECONDS = 30.0
 """How long a cluster may take to take a driver in; an idle one takes about two seconds."""
+CLIENT_STARTS = 6
+"""How often a client server is asked to take a driver in. It starts a process for each, by a fork beside gRPC's threads, of which
+gRPC aborts one in ten before it begins (ray-project/ray#63202), most of all on a busy machine; another one is needed then."""
 FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
-LOOPBACK = "127.0.0.1"
-_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """No statistics are sent; a driver that `uv run` started does not ship its whole folder; no late call starts another Ray."""
-_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's variable whose 0 makes it keep the loopback address where it would put the machine's own in its place."""
 _FOLDER = "vitbench-ray-"
 _LONGEST_FOLDER = 40
 """The path of a socket has 107 characters at most, of which Ray's own names take up to 66."""
+_NOT_STARTED = re.compile(r"Starting Ray client server failed|psutil\.(ZombieProcess|NoSuchProcess)")
 _REHEARSAL = """
 import json, sys
 try:
     import ray
-    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+    from vitbench.execution.ray.process import hung_up_on
+    with hung_up_on():
+        ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
     ray.shutdown()
     problem = None
 except Exception as error:
@@ -137,12 +148,12 @@ def own(cores: int | None = None) -> Iterator[None]:
     """
     ray = imported()
     cores = cores or _cores()
-    with _temporary_folder() as folder, _environment(), _sigterm_kept(), _silent():
-        if not any(name in os.environ for name in _TOKEN):
+    with _temporary_folder() as folder, token_kept(), sigterm_kept(), silent():
+        if not any(name in os.environ for name in TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it says before `ray.init` sets the level
         try:
-            with _loopback_kept(), _native_silence():
+            with loopback_kept(), native_silence():
                 ray.init(
                     address="local",
                     num_cpus=cores,
@@ -160,6 +171,7 @@ def own(cores: int | None = None) -> Iterator[None]:
                 f"Ray does not start on this machine: {one_line(error)}; see that its temporary folder has room "
                 "(TMPDIR names another), or take --executor local"
             ) from error
+        end_in_order()
         try:
             yield
         finally:
@@ -177,18 +189,32 @@ def joined(address: Address) -> Iterator[None]:
     if address.host:
         _reach(address)
     _rehearse(address)
-    with _environment(), _sigterm_kept(), _silent():
+    with token_kept(), sigterm_kept(), silent():
         try:
-            with _loopback_kept(address.host), _native_silence():
-                ray.init(address=address.text, log_to_driver=False, logging_level="CRITICAL")
+            with loopback_kept(address.host), native_silence(), hung_up_on():
+                _join(address)
         except Exception as error:
             ray.shutdown()
             raise UsageError(
                 _refusal(address, [type(error).__name__, str(error), str(error.__cause__ or "")])
             ) from error
+        end_in_order()
         try:
             yield
         finally:
+            ray.shutdown()
+
+
+def _join(address: Address) -> None:
+    """`ray.init`; again where the cluster has not started the process that it needs for this driver."""
+    ray = imported()
+    for left in reversed(range(CLIENT_STARTS)):
+        try:
+            ray.init(address=address.text, log_to_driver=False, logging_level="CRITICAL")
+            return
+        except ConnectionError as error:
+            if not left or not _NOT_STARTED.search(str(error)):
+                raise
             ray.shutdown()
 
 
@@ -203,8 +229,22 @@ def _reach(address: Address) -> None:
 
 def _rehearse(address: Address) -> None:
     """Join in a process of its own and leave again, so that what hangs or aborts there does so in bounded time."""
+    for _ in range(CLIENT_STARTS):
+        problem = _rehearsed(address)
+        if problem is None or not _NOT_STARTED.search(problem[1]):
+            break
+    if problem is not None:
+        raise UsageError(_refusal(address, problem))
+
+
+def _rehearsed(address: Address) -> list[str] | None:
+    """What came of one rehearsal: type, text and cause of what was raised; None where it joined.
+
+    Raises:
+        UsageError: Nothing came of it in time.
+    """
     timeouts = {"RAY_gcs_server_request_timeout_seconds": "10"}
-    loopback = {_LOOPBACK_ONLY: "0"} if _is_loopback(address.host) else {}
+    loopback = {_LOOPBACK_ONLY: "0"} if is_loopback(address.host) else {}
     try:
         done = subprocess.run(
             [sys.executable, "-c", _REHEARSAL, address.text],
@@ -224,17 +264,22 @@ def _rehearse(address: Address) -> None:
         ) from error
     last = done.stdout.strip().splitlines()[-1:]
     try:
-        problem = json.loads(last[0])
+        problem: list[str] | None = json.loads(last[0])
     except (IndexError, ValueError):
         problem = ["", f"the process that tried it ended with status {done.returncode}", ""]
-    if problem is not None:
-        raise UsageError(_refusal(address, problem))
+    return problem
 
 
 def _refusal(address: Address, problem: list[str]) -> str:
     """What to tell of an error that joining raised: its type, its text, and its cause's."""
     kind, text, cause = problem
     both = f"{text}\n{cause}"
+    if _NOT_STARTED.search(both):
+        return (
+            f"the client server of {address.told} takes connections and has failed {CLIENT_STARTS} times to start a process for "
+            "this driver: see ray_client_server.err in the log folder of the cluster's head, or start the run on a node of the "
+            "cluster with its HOST:PORT"
+        )
     if "ersion mismatch" in both or "rotocol version" in both:
         found = re.findall(r"(?:Ray|Python): *(\S+)", both)
         cluster = f"Ray {found[0]} on Python {found[1]}" if len(found) == 4 else "another version of Ray or Python"
@@ -276,112 +321,12 @@ def _advice(address: Address) -> str:
     )
 
 
-def _is_loopback(host: str) -> bool:
-    return host in (LOOPBACK, "::1", "localhost")
-
-
 def _cores() -> int:
     """The cores that this process may use: Ray heeds a container's quota, and not the affinity that schedulers set."""
     from ray._private.utils import get_num_cpus
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else sys.maxsize
     return max(1, min(usable, int(get_num_cpus())))
-
-
-@contextmanager
-def _loopback_kept(host: str = LOOPBACK) -> Iterator[None]:
-    """Inside, Ray takes the loopback address as it is; otherwise it puts the machine's own address in its place.
-
-    Ray does so for the address that it is to listen on, and is then open to the network, as well as for the one it is to join.
-    """
-    import ray._private.ray_constants as constants
-
-    before = constants.ENABLE_RAY_CLUSTER
-    if _is_loopback(host):
-        constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _native_silence() -> Iterator[None]:
-    """Keep Ray's compiled part, in this process and until it ends, from writing to the terminal.
-
-    Ray Data's actors make it print an error that is none (constructor arguments in the object store). Its level is only read
-    while Ray starts, which it tells in a line of its own; so what is written meanwhile goes nowhere.
-    """
-    before = os.environ.get(_LEVEL)
-    os.environ[_LEVEL] = "fatal"
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = {number: os.dup(number) for number in (1, 2)}
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in kept:
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        for number, copy in kept.items():
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
-        if before is None:
-            os.environ.pop(_LEVEL, None)
-        else:
-            os.environ[_LEVEL] = before
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Ray's variables about tokens are as before afterwards; `ray.init` sets them."""
-    before = {name: os.environ.get(name) for name in _TOKEN}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        _forget_token()
-
-
-def _forget_token() -> None:
-    """Make Ray's library, which keeps them, read the variables about tokens again when it is asked for another cluster."""
-    with suppress(ImportError, AttributeError):  # a Ray that knows no tokens
-        library: Any = importlib.import_module("ray._raylet")
-        library.Config.initialize("")
-        library.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """What SIGTERM does is afterwards as it was before.
-
-    Inside it is what `ray.init` makes of it: the process ends in order, by `SystemExit`. `training.signals` replaces that again.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """What Ray prints about lost workers and nodes, dozens of lines each, goes nowhere: the run tells of them in its own."""
-    library: Any = importlib.import_module("ray._private.worker")
-    before = getattr(library, "print_to_stdstream", None)
-    library.print_to_stdstream = lambda *arguments, **named: None
-    try:
-        yield
-    finally:
-        library.print_to_stdstream = before
 
 
 @contextmanager

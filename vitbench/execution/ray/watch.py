@@ -75,7 +75,7 @@ class Watch:
 
 def start_watch() -> Any:
     """The handle of a new watch, which lives on the driver's node: the loss of another one does not concern it."""
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Watch)
     return remote.remote()
 

@@ -1,0 +1,88 @@
+"""A cluster that is joined from outside, by the port of its client server, which loses some of the processes that it starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from tests.conftest import ImageFolderMaker
+from tests.execution.ray_executor.conftest import running_cluster
+from tests.execution.ray_executor.running import assert_same_records, carried_out, wait_until
+from vitbench.execution.ray.cluster import check_workers, connected
+
+pytest.importorskip("grpc")
+
+# What gRPC does now and then to a process that a client server starts for a driver: the first and the third are aborted before
+# they begin.
+ABORTING = """
+import os
+import subprocess
+class Aborted(subprocess.Popen):
+    started = 0
+    def __init__(self, arguments, *rest, **options):
+        if "--mode=specific-server" in arguments:
+            Aborted.started += 1
+            if Aborted.started in (1, 3):
+                options["preexec_fn"] = os.abort
+        super().__init__(arguments, *rest, **options)
+subprocess.Popen = Aborted
+"""
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of one node with two CPUs; `client` is where it is joined from outside."""
+    packages = tmp_path_factory.mktemp("packages")
+    packages.joinpath("sitecustomize.py").write_text(ABORTING)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH", "")])))
+        with running_cluster(head={"num_cpus": 2, "ray_client_server_port": port}) as made:
+            wait_until(lambda: answers(port), "the client server, which opens its port after the cluster is up", 60)
+            made.client = f"ray://127.0.0.1:{port}"
+            yield made
+
+
+def answers(port: int) -> bool:
+    """Whether something takes connections at a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_it_is_joined_though_processes_are_lost(head: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with connected(head.client) as found:
+        assert [node.id for node in found] == [head.head_node.node_id]
+        assert check_workers(found, tmp_path, "workers") is True
+    assert not ray.is_initialized()
+    assert capfd.readouterr() == ("", "")
+    log = Path(head.head_node.get_logs_dir_path()) / "ray_client_server.err"
+    assert log.read_text().count("New data connection from client") >= 4
+
+
+def test_a_run_from_outside_makes_the_records_of_one_in_this_process(
+    head: Any, image_folder: ImageFolderMaker, tmp_path: Path, tiny_vit: str
+) -> None:
+    fields: dict[str, Any] = {
+        "backbones": [tiny_vit, "pixels"],
+        "tasks": [f"imagefolder:{image_folder(train=8, test=5)}"],
+        "options": {"shots": (1, 2), "seeds": (0, 1)},
+        "batch_size": 4,
+    }
+    result, told = carried_out(tmp_path / "ray", executor="ray", address=head.client, **fields)
+    assert not result.failures
+    done, total = told.tracked["extract 2 jobs"]
+    assert done == total > 0
+    assert not ray.is_initialized()
+    carried_out(tmp_path / "local", executor="local", **fields)
+    assert_same_records(tmp_path / "ray", tmp_path / "local")
