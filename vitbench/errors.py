@@ -34,6 +34,10 @@ class StoreError(VitbenchError):
     """Something could not be written to, or read back from, the output folder."""
 
 
+class GivenUpError(VitbenchError):
+    """Work that lost its worker, or took too long, as often as it may: nothing is wrong with the input."""
+
+
 class StoppedError(VitbenchError):
     """The process was asked to end, by a signal; what had been done is saved, and the same command goes on from there.
 

@@ -65,7 +65,9 @@ def test_a_budget_below_the_least_is_refused_with_what_that_takes(
 @pytest.mark.parametrize("text", ["soon", "-3m", "0", "30 parsecs"])
 def test_a_duration_that_cannot_be_meant_is_refused(text: str) -> None:
     for field in ("budget", "timeout_per_job"):
-        with pytest.raises(UsageError, match=field.replace("_", "-")):
+        with pytest.raises(
+            UsageError, match=f"{field.replace('_', '-')} is a duration .*such as 90s, 30m or 2h, not '{text}'"
+        ):
             make_config({field: text})
 
 

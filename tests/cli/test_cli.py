@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import vitbench
 from tests.conftest import ImageFolderMaker
+from vitbench.cli.console import ConsoleReporter
 from vitbench.cli.main import app, main
 
 HEAVY = {"torch", "pandas", "datasets", "timm", "transformers", "scipy", "sklearn", "PIL", "pyarrow"}
@@ -388,3 +389,13 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(image_folder: ImageFold
         assert not list(small.glob("**/.tmp-*"))
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_stage_that_ends_early_says_how_much_of_it_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter()
+    for done in (3, 5):
+        with reporter.track("extract pixels", 5, "images") as advance:
+            advance(done)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("extract pixels: 3 of 5 images in ")
+    assert second.startswith("extract pixels: 5 images in ")

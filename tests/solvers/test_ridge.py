@@ -178,9 +178,12 @@ def test_a_choice_is_the_best_of_the_whole_curve(
     curve = leave_one_out(found, grid)
     best = curve.best(criterion)
     choice = choose(found, grid, criterion)
-    assert choice.l2 == grid[best]
+    if choice.l2 != grid[best]:
+        # Penalties far below every eigenvalue fit alike, to the last digits: these depend on how many are computed at once.
+        assert criterion == "squared_error"
+        assert curve.squared_error[grid.index(choice.l2)] == pytest.approx(curve.squared_error[best], rel=1e-14)
     assert choice.squared_error == pytest.approx(curve.squared_error[best], rel=1e-9)
-    assert choice.accuracy == curve.accuracy[best]
+    assert choice.accuracy == curve.accuracy[grid.index(choice.l2)]
 
 
 def test_equal_errors_choose_the_first() -> None:

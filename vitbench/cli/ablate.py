@@ -106,9 +106,9 @@ def ablate(
             line = f"{found.result.written} records written, {there} there already, in {told(config.out / 'records')}"
             console(stderr=True).print(line, markup=False, soft_wrap=True)
     if found.result.failures:
-        planned = bool(found.result.planned)
-        print_failures(found.result.failures, alone=len(found.result.failures) == 1 and not planned)
-        raise typer.Exit(1 if planned else 2)
+        alone = len(found.result.failures) == 1 and not found.result.planned
+        print_failures(found.result.failures, alone=alone)
+        raise typer.Exit(found.result.status)
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:

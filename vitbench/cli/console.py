@@ -129,6 +129,8 @@ class ConsoleReporter(Reporter):
                     self.line(f"{label}: {' · '.join(filter(None, told))}")
 
             yield advance
-            elapsed = progress.tasks[0].elapsed or 0.0
+            state = progress.tasks[0]
+            done, elapsed = int(state.completed), state.elapsed or 0.0
         if not self._console.is_terminal:
-            self.line(f"{label}: {total:,} {unit} in {elapsed:.1f} s ({total / max(elapsed, 1e-9):,.1f}/s)")
+            told = f"{done:,}" if done == total else f"{done:,} of {total:,}"
+            self.line(f"{label}: {told} {unit} in {elapsed:.1f} s ({done / max(elapsed, 1e-9):,.1f}/s)")

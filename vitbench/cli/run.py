@@ -261,7 +261,7 @@ def run(
         print_profile(result.profile, result.trace)
     if result.failures:
         print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
-        raise typer.Exit(1 if result.planned else 2)
+        raise typer.Exit(result.status)
 
 
 def configuration(parameters: Mapping[str, Any]) -> RunConfig:

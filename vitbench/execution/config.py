@@ -52,15 +52,18 @@ def seconds_of(text: str) -> float:
     """A duration such as `90`, `90s`, `30m`, `1h30m`, in seconds; a plain number is seconds.
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: It cannot be read, or is not above 0.
     """
     import pandas as pd
 
     plain = text.strip().removesuffix("s")
     try:
-        return float(plain) if plain.replace(".", "", 1).isdecimal() else float(pd.Timedelta(text).total_seconds())
+        seconds = float(plain) if plain.replace(".", "", 1).isdecimal() else float(pd.Timedelta(text).total_seconds())
     except ValueError as error:
         raise ValueError(f"is a duration such as 90s, 30m or 2h, not '{text}'") from error
+    if not seconds > 0:
+        raise ValueError(f"is a duration above 0, such as 90s, 30m or 2h, not '{text}'")
+    return seconds
 
 
 class RunConfig(BaseModel):

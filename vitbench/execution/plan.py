@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitbench.errors import VitbenchError
+from vitbench.errors import GivenUpError, VitbenchError
 from vitbench.execution.job import Job
 from vitbench.features.profile import Profile
 
@@ -58,6 +58,14 @@ class RunResult:
     first_error: VitbenchError | None = None
     profile: Profile | None = None
     trace: Path | None = None
+
+    @property
+    def status(self) -> int:
+        """The exit status that tells it: 0 done; 1 a job failed; 2 a mistake in the input, and nothing could be done."""
+        if not self.failures:
+            return 0
+        mistake = self.first_error is not None and not isinstance(self.first_error, GivenUpError)
+        return 2 if mistake and not self.planned else 1
 
 
 def planned_job(job: Job, seconds: float = 0.0) -> PlannedJob:

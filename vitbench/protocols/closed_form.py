@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -143,6 +143,25 @@ def refuse_broken(bad: int, highest: float, size: int, split: str) -> None:
         raise DataError(f"the {split} features go up to {highest:.2g}, whose squares float64 cannot hold")
 
 
+def checked(parts: Iterable[Tensor], size: int, split: str) -> Iterator[Tensor]:
+    """Each part of some features, and after the last a look at what was wrong with any.
+
+    Args:
+        parts: `[m, D]` each.
+        size: Rows of all of them.
+        split: Name of the split, for the message.
+
+    Raises:
+        DataError: Features that are NaN or infinite, or so large that their squares are.
+    """
+    bad, highest = 0, 0.0
+    for part in parts:
+        bad += broken_rows(part)
+        highest = max(highest, largest(part))
+        yield part
+    refuse_broken(bad, highest, size, split)
+
+
 def with_float64(features: Tensor) -> Tensor:
     """The features where float64 exists: those on Apple's GPU go to the CPU."""
     return features.cpu() if features.device.type == "mps" else features
@@ -275,11 +294,8 @@ class Queries:
         """
         lazy = isinstance(features.representations, LazyRepresentations)
         if lazy and len(features.rows) * features.dimension(name) > HELD:
-            bad, highest = 0, 0.0
-            for _, x in features.chunks(name):
-                bad += broken_rows(x)
-                highest = max(highest, largest(x))
-            refuse_broken(bad, highest, len(features.rows), split)
+            for _ in checked((x for _, x in features.chunks(name)), len(features.rows), split):
+                pass
             return cls(features, name)
         held = finite(features.representations[name], split)
         return cls(FeatureSet(features.labels, features.rows, {name: held}), name)

@@ -21,14 +21,7 @@ from torch import Tensor
 from vitbench.errors import DataError, UsageError, unknown
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-from vitbench.protocols.closed_form import (
-    broken_rows,
-    class_counts,
-    largest,
-    missing_classes,
-    refuse_broken,
-    with_float64,
-)
+from vitbench.protocols.closed_form import checked, class_counts, missing_classes, with_float64
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import distinct, items, known_options, whole_number
 from vitbench.solvers.neighbours import queries_at_once, ranked, rows_at_once
@@ -229,10 +222,6 @@ def _checked(features: FeatureSet, name: str, split: str) -> list[str]:
     Raises:
         DataError: Features that are NaN or infinite, or so large that their squares are.
     """
-    bad, zeros, highest, size = 0, 0, 0.0, len(features.rows)
-    for _, x in features.chunks(name, rows_at_once(features.dimension(name))):
-        bad += broken_rows(x)
-        zeros += rows_of_zeros(x)
-        highest = max(highest, largest(x))
-    refuse_broken(bad, highest, size, split)
+    size, parts = len(features.rows), features.chunks(name, rows_at_once(features.dimension(name)))
+    zeros = sum(map(rows_of_zeros, checked((x for _, x in parts), size, split)))
     return zero_rows(zeros, size, f"{split} images")

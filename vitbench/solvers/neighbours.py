@@ -76,7 +76,8 @@ def cosine(queries: Tensor, rows: Tensor) -> Tensor:
     """Cosine similarities `[..., M, N]` float64 of `queries` `[..., M, D]` and `rows` `[..., N, D]`, to 12 decimals.
 
     A product's last digits depend on how it is cut into blocks. Without them, rows that are equal (copies of an image) are
-    equally near whatever the blocks and the threads, and the lowest row number decides between them.
+    equally near, and the lowest row number decides between them, unless their similarity is within rounding of half a digit
+    (some in ten thousand) and their blocks differ.
     """
     return _cosine_of_unit(queries, normalised(rows))
 

@@ -150,6 +150,11 @@ class Search:
                 return found
             self._take(rivals)
 
+    def inconsistency(self) -> dict[int, float]:
+        """Of each penalty that was evaluated, the fraction by which R(λ), which excludes others, is off the sum of its ‖rᵢ‖²."""
+        sums = {item: float(one.energy.sum()) for item, one in self._evaluated.items()}
+        return {item: abs(float(self._errors.error[item]) - sum_) / sum_ for item, sum_ in sums.items()}
+
     def _open(self, limit: Tensor) -> list[int]:
         """The penalties that are not evaluated and may be as low as a limit `[G]`; a bound that is NaN excludes nothing."""
         return [item for item in (~(self._lower > limit)).nonzero()[:, 0].tolist() if item not in self._evaluated]

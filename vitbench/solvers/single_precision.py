@@ -3,13 +3,14 @@
 The eigendecomposition of G = Z'Z and the products with N rows are what a choice costs, and float32 halves them. What is then
 solved with the penalty is solved in float64 all the same; so is G computed. The error that float32 finds is that of G + E, with
 ‖E‖ about u‖G‖, u = 2⁻²⁴. To first order the inverse moves by -(G+λ)⁻¹E(G+λ)⁻¹, a fraction of at most ‖E‖/(min e + λ) of it, so
-that an error τ at one penalty λ* means at most
+that an error τ at one penalty λ* is taken to be at most
 
     τ(λ) = τ · max(1, (min e + λ*)/(min e + λ))
 
-at another. τ itself is measured, not bounded from ‖G‖, which would be hundreds of times too large: once λ* has been found, its
-Cholesky factor in float64, which the solve needs anyway, gives the exact left-out residuals of 64 rows, evenly spread, and of
-64 more (see below). τ is the largest difference of their squared norms, over the mean of the squared norms.
+at another, as this upper bound grows. τ itself is measured, not bounded from ‖G‖, which would be hundreds of times too large:
+once λ* has been found, its Cholesky factor in float64, which the solve needs anyway, gives the exact left-out residuals of 64
+rows, evenly spread, and of 64 more (see below). τ is the largest difference of their squared norms, over the mean of the
+squared norms.
 
 What a sample cannot show is a row that decides a direction alone (a feature that one image has): its leverage H is all but 1,
 1 - H is what float32 leaves of a difference of two numbers near 1, and its left-out residual is divided by that. H is a sum of D
@@ -24,13 +25,16 @@ than a fraction
 
     a(λ) = 32 τ(λ) + κ(λ)
 
-of their sum E(λ), each error taken positive; so that the mean error over all rows would have to be 32 times the largest that was
-seen. With Ê the error that float32 finds, λ* the penalty of the least Ê and a(λ*) < 1, it follows from
+of their sum E(λ), each error taken positive: the mean error over all rows would have to be 32 times the largest that was seen, or
+to grow from λ* to λ faster than its upper bound does. With Ê the error that float32 finds, λ* the penalty of the least Ê and
+a(λ*) < 1, it follows from
 
     Ê(λ)/(1 + a(λ)) > Ê(λ*)/(1 - a(λ*))    that    E(λ) ≥ Ê(λ)/(1 + a(λ)) > Ê(λ*)/(1 - a(λ*)) ≥ E(λ*):
 
-λ is out. If κ(λ*) is above a hundredth, or κ(λ) above a half at some λ, nothing is assumed, and the choice is made in float64.
-If all but λ* are out, it is chosen.
+λ is out. Most penalties go out without their residuals, by a lower bound of Ê(λ) from R(λ) and d² (`penalty_search`), which are
+of the same float32 eigenvalues. That these too are off by no more than a(λ) is assumed as well, and looked at where residuals
+are known: R(λ) must be within a(λ) of the sum of their squares, or the choice is made in float64. So it is if κ(λ*) is above a
+hundredth, or κ(λ) above a half at some λ: nothing is assumed then. If all but λ* are out, it is chosen.
 
 Decision. What is left is λ* and the penalties near it. If they are few (`_most`), each is solved in float64 by Cholesky, without
 an eigenvalue, and all leverages follow in float64. First the residuals of the rows are still those of float32, in the one sum
@@ -38,8 +42,8 @@ that their differences of weight leave (`_by_weights`), whose error is smaller t
 the intervals of the errors still overlap, all residuals are computed in float64. An error found in float64 that differs from Ê
 by more than a fraction a(λ) of it refutes the assumption, and the choice is made by eigendecomposition in float64. So it is where
 the errors differ by less than 2⁻²⁴ (a(λ) + a(λ')): float64 rounds 2⁻²⁹ as much as float32, in either way of computing, and so
-small a difference is not decided by the other way than always. (A curve so flat that rounding decides, and eigenvalues,
-penalties or 1 - H so small that float32 does not see them, come to the same.)
+small a difference could come out otherwise there. (A curve so flat that rounding decides, and eigenvalues, penalties or 1 - H so
+small that float32 does not see them, come to the same.)
 """
 
 from __future__ import annotations
@@ -117,6 +121,8 @@ def by_elimination(problem: Problem, grid: Sequence[float]) -> tuple[Choice, Rid
         return None
     most = _most(problem)
     contenders = search.contenders(best, (off + off[best]) / (1 - off[best]), most)
+    if not all(apart <= float(off[item]) for item, apart in search.inconsistency().items()):
+        return None
     if len(contenders) == 1:
         return _choice(problem, grid[best], found), solved.model
     return _decided(problem, grid, contenders, off.tolist(), solved) if len(contenders) <= most else None

@@ -1,4 +1,4 @@
-"""Drivers of a real cluster: one that is asked to end, two at once, and one that joins from outside."""
+"""Drivers of a real cluster: one that is asked to end, one that is killed, and two at once."""
 
 from __future__ import annotations
 
@@ -104,3 +104,45 @@ def test_two_drivers_on_one_cluster_fill_one_folder(
     runs = list((out / "runs").glob("*.json"))
     assert len(runs) == 2
     assert_same_records(out, undisturbed(tmp_path / "local", [embedding, scoring], **fields))
+
+
+def test_a_killed_driver_goes_on_where_it_was(
+    nodes: Any, folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path
+) -> None:
+    embedding, scoring = folder("embedding", slow=1), folder("scoring")
+    tasks = [f"imagefolder:{image_folder(name, train=8, test=count)}" for name, count in (("a", 4), ("b", 5), ("c", 6))]
+    out = tmp_path / "ray"
+
+    def start() -> subprocess.Popen[str]:
+        return a_driver(nodes.address, out, embedding, scoring, ",".join(tasks))
+
+    def shards() -> set[Path]:
+        return {path.with_suffix("") for path in (out / "features").rglob("shard-*.json")}
+
+    first = start()
+    wait_until(lambda: first.poll() is not None or shards(), "features")
+    first.kill()
+    assert first.communicate()[0] is not None
+    assert not records(out)
+    kept = shards()
+    assert kept
+    (embedding / "slow").unlink()
+    (scoring / "slow").write_text("2")
+    second = start()
+    wait_until(lambda: second.poll() is not None or records(out), "a record")
+    second.kill()
+    second.communicate()
+    made = {path: path.stat().st_mtime_ns for path in records(out).values()}
+    assert 0 < len(made) < 6
+    assert kept <= shards()
+    for place in (embedding, scoring):
+        for file in place.iterdir():
+            file.unlink()
+    third = start()
+    _, problems = third.communicate(timeout=250)
+    assert third.returncode == 0, problems
+    assert worker_at(embedding) is None, "every image had been embedded before"
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "a finished record was made again"
+    fields = the_same(embedding, scoring, ",".join(tasks))
+    assert_same_records(out, undisturbed(tmp_path / "local", [embedding, scoring], **fields))
+    assert len(list((out / "runs").glob("*.json"))) == 3

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,6 @@ from tests.execution.ray_executor.running import (
     assert_same_records,
     carried_out,
     meanwhile,
-    records,
     the_journal,
     undisturbed,
     wait_until,
@@ -171,75 +168,25 @@ def test_what_hangs_or_dies_every_time_is_reported_and_the_rest_is_done(
     )
 
 
-def test_a_killed_driver_goes_on_where_it_was(
-    nodes: Any, folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path
+def test_a_run_whose_only_job_is_given_up_has_failed_and_is_no_mistake_in_the_input(
+    joined: Any, folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path
 ) -> None:
-    embedding, scoring = folder("embedding", slow=1), folder("scoring")
-    tasks = [f"imagefolder:{image_folder(name, train=8, test=count)}" for name, count in (("a", 4), ("b", 5), ("c", 6))]
-    out = tmp_path / "ray"
-    command = [
-        sys.executable,
-        "-m",
-        "vitbench",
-        "run",
-        "-b",
-        f"faulty:{embedding}",
-        "-t",
-        ",".join(tasks),
-        "-o",
-        str(out),
-    ]
-    command += [
-        "--protocol",
-        "faulty",
-        "--k",
-        "1,3",
-        "--set",
-        f"faults={scoring}",
-        "--batch-size",
-        "4",
-        "--device",
-        "cpu",
-    ]
-    command += ["--executor", "ray", "--address", nodes.address, "--cpus-per-job", "1"]
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def shards() -> set[Path]:
-        return {path.with_suffix("") for path in (out / "features").rglob("shard-*.json")}
-
-    first = start()
-    wait_until(lambda: first.poll() is not None or shards(), "features")
-    first.kill()
-    assert first.communicate()[0] is not None
-    assert not records(out)
-    kept = shards()
-    assert kept
-    (embedding / "slow").unlink()
-    (scoring / "slow").write_text("2")
-    second = start()
-    wait_until(lambda: second.poll() is not None or records(out), "a record")
-    second.kill()
-    second.communicate()
-    made = {path: path.stat().st_mtime_ns for path in records(out).values()}
-    assert 0 < len(made) < 6
-    assert kept <= shards()
-    for place in (embedding, scoring):
-        for file in place.iterdir():
-            file.unlink()
-    third = start()
-    text, _ = third.communicate(timeout=250)
-    assert third.returncode == 0, text
-    assert worker_at(embedding) is None, "every image had been embedded before"
-    assert {path: path.stat().st_mtime_ns for path in made} == made, "a finished record was made again"
-    fields = {
-        "backbones": f"faulty:{embedding}",
-        "protocol": "faulty",
-        "options": {"k": (1, 3), "faults": str(scoring)},
-    }
-    assert_same_records(out, undisturbed(tmp_path / "local", [embedding, scoring], tasks=tasks, batch_size=4, **fields))
-    assert len(list((out / "runs").glob("*.json"))) == 3
+    result, told = carried_out(
+        tmp_path / "ray",
+        executor="ray",
+        backbones=f"faulty:{folder('dies', exit='')}",
+        tasks=f"imagefolder:{image_folder(train=12)}",
+        protocol="knn",
+        options={"k": 1},
+        batch_size=4,
+        max_failures=0,
+    )
+    (line,) = result.failures
+    assert "its worker was lost once" in line
+    assert result.status == 1
+    (done,) = {done for label, (done, _) in told.tracked.items() if label.startswith("extract")}
+    assert done == 0
+    assert not any("tried again" in warned for warned in told.warned), "no unit is of use once the job is given up"
 
 
 @pytest.mark.skipif(psutil.virtual_memory().available < 9 * 2**30, reason="needs memory to waste")

@@ -176,7 +176,7 @@ class Course:
             self.late.add(event.work)
         elif event.work in self.listeners:
             self.listeners[event.work](event)
-        elif job is None:
+        elif job is None or self.lost(job):
             return
         elif event.kind == BEGAN:
             self.at(job, "extract")

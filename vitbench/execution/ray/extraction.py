@@ -149,7 +149,7 @@ def extract(course: Course, jobs: Sequence[Job], scoring: Scoring) -> None:
                     lost += 1
                     if lost > course.max_failures:
                         for job in left:
-                            course.lose(job, Problem("UsageError", f"extraction was given up: {one_line(error)}"))
+                            course.lose(job, Problem("GivenUpError", f"extraction was given up: {one_line(error)}"))
                             course.finish(job)
                         break
                     course.retried(f"extraction was lost ({one_line(error)}); what is missing is tried again")

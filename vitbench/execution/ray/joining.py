@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ REACH_SECONDS = 10.0
 JOIN_SECONDS = 30.0
 """How long a cluster may take to take a driver in; an idle one takes about two seconds."""
 CLIENT_STARTS = 6
-"""How often a client server is asked to take a driver in. It starts a process for each, by a fork beside gRPC's threads, of which
-gRPC aborts one in ten before it begins (ray-project/ray#63202), most of all on a busy machine; another one is needed then."""
+"""How often at most a client server is asked to take a driver in, for the last time before `JOIN_SECONDS` are over. It starts a
+process for each, by a fork beside gRPC's threads, of which gRPC aborts one in ten before it begins (ray-project/ray#63202), most
+of all on a busy machine; another one is needed then."""
 FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """No statistics are sent; a driver that `uv run` started does not ship its whole folder; no late call starts another Ray."""
@@ -229,9 +231,10 @@ def _reach(address: Address) -> None:
 
 def _rehearse(address: Address) -> None:
     """Join in a process of its own and leave again, so that what hangs or aborts there does so in bounded time."""
+    until = time.monotonic() + JOIN_SECONDS
     for _ in range(CLIENT_STARTS):
         problem = _rehearsed(address)
-        if problem is None or not _NOT_STARTED.search(problem[1]):
+        if problem is None or not _NOT_STARTED.search(problem[1]) or time.monotonic() > until:
             break
     if problem is not None:
         raise UsageError(_refusal(address, problem))
@@ -276,7 +279,7 @@ def _refusal(address: Address, problem: list[str]) -> str:
     both = f"{text}\n{cause}"
     if _NOT_STARTED.search(both):
         return (
-            f"the client server of {address.told} takes connections and has failed {CLIENT_STARTS} times to start a process for "
+            f"the client server of {address.told} takes connections and fails again and again to start a process for "
             "this driver: see ray_client_server.err in the log folder of the cluster's head, or start the run on a node of the "
             "cluster with its HOST:PORT"
         )
@@ -311,7 +314,10 @@ def _refusal(address: Address, problem: list[str]) -> str:
 
 def _advice(address: Address) -> str:
     if not address.host:
-        return "name the cluster by HOST:PORT, or leave --address out for a Ray of this run's own"
+        return (
+            "it may be another user's, or ask for a token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH): name the cluster by "
+            "HOST:PORT, or leave --address out for a Ray of this run's own"
+        )
     port = (
         "its client port, 10001 unless said otherwise," if address.client else "its port, 6379 unless said otherwise,"
     )

@@ -137,7 +137,8 @@ def sigterm_kept() -> Iterator[None]:
             "stopped by SIGTERM: run the same command again to go on from here", 128 + signal.SIGTERM
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:  # None is a handler that Python did not set, and cannot set again
+            signal.signal(signal.SIGTERM, before)
 
 
 def end_in_order() -> None:

@@ -105,7 +105,7 @@ class Supervisor:
         self.listen()
         if piece.attempts > self.max_failures:
             piece.failed(
-                Problem("UsageError", f"given up: {ended(piece.work in self.late, self.limit, piece.attempts)}")
+                Problem("GivenUpError", f"given up: {ended(piece.work in self.late, self.limit, piece.attempts)}")
             )
             return
         reason = lost_reason(error, piece.work in self.late, self.limit)

@@ -191,7 +191,7 @@ class _Trainings:
                 self._supervisor.add(piece)
                 return
             if result.problem is None:
-                self._failed(job, training, Problem("UsageError", f"given up: {result.lost}"))
+                self._failed(job, training, Problem("GivenUpError", f"given up: {result.lost}"))
                 return
         for line in result.failures:
             course.fail(job, line)

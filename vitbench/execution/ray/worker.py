@@ -25,7 +25,7 @@ from safetensors.torch import save
 from vitbench import errors
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import Atom, parse_representation
-from vitbench.errors import DataError, UsageError, VitbenchError, WeightsError, first_line
+from vitbench.errors import DataError, GivenUpError, VitbenchError, WeightsError, first_line
 from vitbench.execution.config import RunConfig
 from vitbench.execution.estimate import Rate, speed
 from vitbench.execution.job import load_for, looks_at_classifier
@@ -213,12 +213,12 @@ class Embedder:
         """Say that a unit is begun; whether it is of use still. Ray gives it to a worker again and again: here that ends.
 
         Raises:
-            UsageError: It has lost as many workers as it may.
+            GivenUpError: It has lost as many workers as it may.
         """
         most = self._setting.config.max_failures + 1
         begun, late, dropped = ray.get(tell(self._setting.watch, BEGAN, unit.work))
         if begun > most:
-            raise UsageError(f"given up at {unit.work}: {ended(late, self._setting.config.timeout_per_job, most)}")
+            raise GivenUpError(f"given up at {unit.work}: {ended(late, self._setting.config.timeout_per_job, most)}")
         return not dropped
 
     def _embedded(self, unit: Unit) -> bytes:
