@@ -76,7 +76,7 @@ def main() -> int:
             f"mean score of the demo backbone on the built-in tasks with {label} over that with float32",
             f"{found[label].mean():.2f} %, no cell changes by more than {(found[label] - plain).abs().max():.2f} points",
             f"float32 {plain.mean():.2f} %",
-            found[label].mean() / plain.mean(),
+            float(found[label].mean() / plain.mean()),
             goal,
         )
         for label, goal in GOALS.items()

@@ -35,7 +35,9 @@ def text(kept: Ratios, processor: str) -> str:
 
 
 def read(processor: str, path: Path = FILE) -> Ratios | None:
-    """The kept ratios; None where they are another processor's."""
+    """The kept ratios; None where there are none, or they are another processor's."""
+    if not path.exists():
+        return None
     content = json.loads(path.read_text(encoding="utf-8"))
     found: Ratios = content["ratios"]
     return found if content["processor"] == processor else None

@@ -156,7 +156,7 @@ def main() -> int:
     print(table(found, machine))
     unmeasured = any("problem" in found[name] for name in arguments.only)
     if arguments.keep and not unmeasured:
-        kept = guards.read(processor()) if guards.FILE.exists() else None
+        kept = guards.read(processor())
         write_text(guards.FILE, guards.text((kept or {}) | guards.ratios(found), processor()))
         return 0
     return 1 if _has_fallen(found, arguments.only) or unmeasured else 0
@@ -166,7 +166,7 @@ def _has_fallen(found: Mapping[str, Result], names: list[str]) -> bool:
     """Say what has fallen behind the kept ratios; whether something has."""
     kept = guards.read(processor())
     if kept is None:
-        print(f"the ratios of {guards.FILE.name} are another processor's: nothing is held to them")
+        print(f"{guards.FILE.name} has no ratios of this processor: nothing is held to any")
         return False
     lines = guards.fallen(found, kept, names)
     print("\n".join(["fallen behind what was kept:", *lines] if lines else ["nothing has fallen behind what was kept"]))

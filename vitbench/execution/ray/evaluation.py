@@ -53,6 +53,7 @@ class PutFeatures:
         for numbers, values in features.chunks(name):
             rows.append(numbers)
             parts.append(ray.put(values.numpy()))
+            del values  # or it would be held while the next is read
         order = np.concatenate(rows) if rows else np.empty(0, np.int64)
         starts = np.cumsum([0, *map(len, rows)])
         return cls(ray.put(features.labels), features.rows, order, tuple(parts), starts)

@@ -9,6 +9,7 @@ they are: memory does not grow with the number of images. The units come in orde
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,9 @@ from vitbench.features.featureset import IntArray
 from vitbench.features.store import FeatureStore, runs_of
 from vitbench.records.remote import pull
 
-UNITS_PER_SLOT = 4
-"""So many units for each actor at least, where there are images enough, so that none waits long for the last."""
+UNITS_AHEAD = 2
+"""A unit is at most what is left, by so many for each actor: units become small towards the end, so that none waits long for the
+last."""
 CPU_IMAGES, GPU_IMAGES = 256, 2048
 """Images of a unit at most: what a lost worker has done in vain."""
 WAVE_STORES = 256
@@ -74,17 +76,19 @@ def units_of(
         for name, wanted in job.stored_rows.items()
         for atoms, rows in job.stores[name].missing(job.atoms, wanted).items()
     ]
-    total = sum(len(rows) for *_, rows in lacking)
+    left = sum(len(rows) for *_, rows in lacking)
     batch = setting.config.batch_size or (
         GPU_BATCH if per_job.gpus else default_batch(torch.device("cpu"), per_job.cpus)
     )
-    share = min(GPU_IMAGES if per_job.gpus else CPU_IMAGES, -(-total // (UNITS_PER_SLOT * per_job.slots)))
-    size = max(1, -(-share // batch)) * batch
+    most = GPU_IMAGES if per_job.gpus else CPU_IMAGES
     units = []
     for number, split, atoms, rows in lacking:
         job = jobs[number]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+        start = 0
+        while start < len(rows):
+            share = min(most, left / (UNITS_AHEAD * per_job.slots))
+            part = rows[start : start + math.ceil(share / batch) * batch]
+            start, left = start + len(part), left - len(part)
             where = f"{label_of('extract', job)} {split}, rows {part[0]} to {part[-1]}"
             # Two backbones may have one label, and what was lost is made again: a name is never used twice in a run.
             made[where] += 1
