@@ -8,8 +8,9 @@ three representations, the penalty chosen by leave-one-out. Every run begins wit
 * cost: the wall time of `executor=ray` with one worker that has both cores, over `executor=local` with as many threads; in turns,
   once Ray runs and its workers have been at work before. Goal: at most 1.15.
 * scaling: a Ray of two single-core workers on two cores over a Ray of one on one core, to which all of its processes are held:
-  left alone, the driver, Ray and the worker's decoding use the second core too. Goal: 1.7 times as fast. Beside it stand the time of
-  one worker that is left alone, and what two processes of one thread each do against one, by a bare forward loop without Ray.
+  left alone, the driver, Ray and the worker's decoding use the second core too. Goal: 1.7 times as fast. Beside it stand the
+  time of one worker that is left alone, and what two processes of one thread each do against one, by a bare forward loop without
+  Ray.
 * tasks: small evaluations of features that are there, one task each, over what they take in this process: milliseconds per task.
 
 The file is not called `ray.py`, or `import ray` in this folder would find it.
@@ -179,13 +180,13 @@ def main() -> int:
         row(
             f"two single-core workers against one on one core, {arguments.scaled + CLASSES * TRAIN:,} images",
             f"{medians['2 workers']:.1f} s",
-            f"ray {found['ray']}, one worker {medians['1 worker']:.1f} s ({medians['1 worker left alone']:.1f} s where the driver and its "
-            "decoding have the other core)",
+            f"ray {found['ray']}, one worker {medians['1 worker']:.1f} s ({medians['1 worker left alone']:.1f} s where the "
+            "driver and its decoding have the other core)",
             ratio_of(grown["1 worker"], grown["2 workers"]),
             1.7,
             reason=(
-                f"some seconds of each are start-up that does not shrink (actors that import torch and load the backbone), and two "
-                f"workers share their cores with the driver; two bare processes reach {bare:.2f} times one"
+                "some seconds of each are start-up that does not shrink (actors that import torch and load the backbone); "
+                f"two bare processes reach {bare:.2f} times one"
             ),
         ),
         row(
