@@ -159,7 +159,7 @@ MISMATCH = (
         (["ImportError", "No module named 'grpc'", ""], 'pip install "vitbench[ray]"'),
         (
             ["ConnectionAbortedError", "Initialization failure:\nStarting Ray client server failed. See", ""],
-            "has failed 6 times to start a process for this driver: see ray_client_server.err",
+            "fails again and again to start a process for this driver: see ray_client_server.err",
         ),
         (["ValueError", "odd. And more\nlines", ""], "no Ray cluster answers at --address head:6379: odd; see that"),
     ],
