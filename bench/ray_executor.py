@@ -1,6 +1,6 @@
 """The Ray executor against the local one, on this machine: what it costs, how it scales, and what one small task costs.
 
-    python bench/ray_executor.py [--images 800] [--scaled 1200] [--repeats 2] [--tasks 1000]
+    python bench/ray_executor.py [--images 800] [--scaled 2400] [--repeats 2] [--tasks 1000]
 
 A ViT-S/16 with random weights at 224 pixels and JPEG photographs of 500 x 375 pixels; shots 1, 5, 10 and 25, seeds 0, 1 and 2,
 three representations, the penalty chosen by leave-one-out. Every run begins with an empty output folder.
@@ -38,7 +38,7 @@ from vitbench.execution.reporter import Reporter
 
 MODEL, CLASSES, TRAIN = "vit_small_patch16_224", 5, 30
 BATCH, BATCHES = 16, 6
-SCALED = 1200
+SCALED = 2400
 """Test images of a run with single-core workers; the more, the smaller a part the start of their processes is."""
 
 
