@@ -9,8 +9,10 @@ import json
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ def row(
     goal: float,
     *,
     at_most: bool = False,
+    held: bool = False,
     reason: str = "",
 ) -> dict[str, Any]:
     """One claim.
@@ -40,6 +43,7 @@ def row(
         ratio: How it is measured against the goal.
         goal: What the ratio should reach.
         at_most: The ratio should not exceed the goal.
+        held: The ratio says whether numbers are right, not how fast they come: a missed goal is a regression (see `guards`).
         reason: Why the goal is missed, if it is and that is known.
     """
     met = ratio <= goal if at_most else ratio >= goal
@@ -50,6 +54,7 @@ def row(
         "ratio": ratio,
         "goal": f"{'≤' if at_most else '≥'} {goal:g}",
         "met": met,
+        "held": held,
         "reason": "" if met else reason,
     }
 
@@ -119,9 +124,10 @@ def peak_memory(*, afresh: bool = False) -> int:
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> None:
-    """Write `bench/results/<name>.json` and print its rows."""
+    """Write `bench/results/<name>.json`, with the day and the options of the command, and print its rows."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"claim": name, **result, "processor": processor()}, indent=2, ensure_ascii=False)
+    how = {"date": datetime.now(UTC).date().isoformat(), "options": sys.argv[1:], "processor": processor()}
+    text = json.dumps({"claim": name, **result, **how}, indent=2, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     for item in result["rows"]:
         print(

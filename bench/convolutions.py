@@ -16,16 +16,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import timm
 import torch
-from common import make_photographs, ratio_of, row, taken_in_turns, versions, write_result
-from extraction import CLASSES, Files, Ours, timm_loop
-from safetensors.torch import save_file
-from torch.utils.data import DataLoader
-
-from vitbench.features.load import load_backbone
-from vitbench.tasks.catalog import load_task
-from vitbench.tasks.task import TaskOptions
+from common import ratio_of, row, taken_in_turns, versions, write_result
+from extraction import make_sides, timm_loop
 
 MODEL = "resnet50"
 
@@ -38,16 +31,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        make_photographs(root / "images", CLASSES, 1, -(-arguments.images // CLASSES))
-        model = timm.create_model(MODEL, num_classes=0).eval().requires_grad_(False)
-        save_file(model.state_dict(), root / "model.safetensors")
-        backbone = load_backbone(f"timm:{MODEL},checkpoint={root / 'model.safetensors'}", device="cpu")
-        ours = Ours(root, backbone, load_task(f"imagefolder:{root / 'images'}", TaskOptions()).split("test"))
-        paths = sorted((root / "images" / "test").glob("*/*.jpg"))
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-        threads = torch.get_num_threads()
-        loader = DataLoader(Files(paths, transform), batch_size=32, num_workers=threads, persistent_workers=True)
+        model, ours, paths, loader = make_sides(Path(name), MODEL, arguments.images)
         sides = {
             "vitbench": partial(ours, ["gap"], "float32"),
             "vitbench, images as decoded": partial(ours, ["gap"], "float32", packed=False),

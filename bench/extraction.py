@@ -112,6 +112,26 @@ class Ours:
             pass
 
 
+def make_sides(root: Path, name: str, images: int) -> tuple[Any, Ours, list[Path], DataLoader[Tensor]]:
+    """A timm model of random weights, vitbench with the same, photographs, and a loader of them with a process per core.
+
+    Args:
+        root: A folder, for the photographs and the weights.
+        name: The model's name in timm.
+        images: How many photographs.
+    """
+    make_photographs(root / "images", CLASSES, 1, -(-images // CLASSES))
+    model = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
+    save_file(model.state_dict(), root / "model.safetensors")
+    backbone = load_backbone(f"timm:{name},checkpoint={root / 'model.safetensors'}", device="cpu")
+    ours = Ours(root, backbone, load_task(f"imagefolder:{root / 'images'}", TaskOptions()).split("test"))
+    paths = sorted((root / "images" / "test").glob("*/*.jpg"))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    files = Files(paths, transform)
+    loader = DataLoader(files, batch_size=32, num_workers=torch.get_num_threads(), persistent_workers=True)
+    return model, ours, paths, loader
+
+
 def drift(features: FeatureSet, other: FeatureSet) -> dict[str, float]:
     """How far features are from others: smallest and mean cosine over images, and the change of a ridge score."""
     first, second = (item.representations["cls"] for item in (features, other))
@@ -139,14 +159,7 @@ def main() -> int:
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        make_photographs(root / "images", CLASSES, 1, -(-arguments.images // CLASSES))
-        model = timm.create_model(MODEL, num_classes=0).eval().requires_grad_(False)
-        save_file(model.state_dict(), root / "model.safetensors")
-        backbone = load_backbone(f"timm:{MODEL},checkpoint={root / 'model.safetensors'}", device="cpu")
-        ours = Ours(root, backbone, load_task(f"imagefolder:{root / 'images'}", TaskOptions()).split("test"))
-        paths = sorted((root / "images" / "test").glob("*/*.jpg"))
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-        loader = DataLoader(Files(paths, transform), batch_size=32, num_workers=threads, persistent_workers=True)
+        model, ours, paths, loader = make_sides(root, MODEL, arguments.images)
         pipeline = make_pipeline(root / "hf")
         tensors = torch.cat(list(loader))
         names = [str(path) for path in paths]

@@ -128,6 +128,7 @@ def main() -> int:
             peer,
             min(same.values()),
             0.999,
+            held=True,
         ),
         row(
             "the same: rise of resident memory over the features, GB",

@@ -159,6 +159,7 @@ def main() -> int:
             difference,
             1e-6,
             at_most=True,
+            held=True,
         ),
     ]
     result = {

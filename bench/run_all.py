@@ -1,12 +1,13 @@
 """Every benchmark, one after the other; one JSON file and one table of what came of them.
 
-    python bench/run_all.py [--only extraction solver] [--no-run] [--keep]
+    python bench/run_all.py [--only extraction solver] [--no-run | --keep]
 
 Runs every `bench/*.py` that measures a claim, each in a process of its own by the command that its first lines show, then the
 machine's matrix-multiply peak in float32, bfloat16 and float64, by torch and by numpy. Writes `bench/results/<host>.json`,
 which git ignores, and the table between the marks in `docs/performance.md`. The status is 1 when a bench did not run to its
-end, or when a ratio has fallen behind the one in `bench/guards.json` (see `guards`), which `--keep` replaces by what was
-measured now. A missed goal is shown as missed, and does not change the status.
+end, or when a ratio has fallen behind the one in `bench/guards.json` (see `guards`); `--keep` replaces those of the benches
+that it runs by what it measures. A missed goal is shown as missed, and does not change the status. A result of another day, or of
+a command with other options, which a bench that is not run has left, is shown with them.
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ def table(found: Mapping[str, Result], machine: Result) -> str:
         "|---|---|---|---|---:|---:|---|",
     ]
     for name, bench in found.items():
-        command = f"`python bench/{name}.py`"
+        result = bench.get("result", {})
+        command = f"`{' '.join(['python', f'bench/{name}.py', *result.get('options', [])])}`"
+        if (date := result.get("date", machine["date"])) != machine["date"]:
+            command += f" on {date}"
         if "problem" in bench:
             lines.append(f"| {name} | {command} | | | | | not measured: {_cell(bench['problem'])} |")
         for item in bench.get("rows", ()):
@@ -119,8 +123,9 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, help="run these; the others keep their results"
     )
-    parser.add_argument("--no-run", action="store_true", help="only collect what earlier runs have written")
-    parser.add_argument("--keep", action="store_true", help="what was measured is what later runs are held to")
+    measuring = parser.add_mutually_exclusive_group()
+    measuring.add_argument("--no-run", action="store_true", help="only collect what earlier runs have written")
+    measuring.add_argument("--keep", action="store_true", help="what is measured is what later runs are held to")
     parser.add_argument("--no-page", action="store_true", help="leave docs/performance.md alone")
     arguments = parser.parse_args()
     statuses: dict[str, tuple[int, float]] = {}
@@ -154,10 +159,13 @@ def main() -> int:
     if not arguments.no_page:
         into_page(table(found, machine))
     print(table(found, machine))
-    unmeasured = any("problem" in found[name] for name in arguments.only)
-    if arguments.keep and not unmeasured:
-        kept = guards.read(processor())
-        write_text(guards.FILE, guards.text((kept or {}) | guards.ratios(found), processor()))
+    unmeasured = [name for name in arguments.only if "problem" in found[name]]
+    if unmeasured:
+        print(f"not measured: {', '.join(unmeasured)}{'; nothing is kept' if arguments.keep else ''}")
+    elif arguments.keep:
+        kept = guards.read(processor()) or {}
+        now = guards.ratios({name: found[name] for name in arguments.only})
+        write_text(guards.FILE, guards.text(kept | now, processor()))
         return 0
     return 1 if _has_fallen(found, arguments.only) or unmeasured else 0
 

@@ -17,8 +17,8 @@ from vitbench.cli.why import parse_run
 from vitbench.errors import DataError, UsageError
 from vitbench.execution.replay import find_record, replay
 from vitbench.execution.why import why_record
-from vitbench.features.featureset import FeatureSet
-from vitbench.protocols import PROTOCOLS
+from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
+from vitbench.protocols import PROTOCOLS, closed_form, episodes
 from vitbench.protocols.base import Outcome
 from vitbench.protocols.episodes import SCOPE, EpisodeProtocol, spread
 from vitbench.records.predictions import read_predictions
@@ -71,6 +71,35 @@ def test_what_an_outcome_holds(classifier: str) -> None:
         assert json.dumps(outcome.details)
         assert outcome.warnings == (SCOPE,)
         assert 0.4 < accuracies.mean() < 1
+
+
+@pytest.mark.parametrize("classifier", ["ridge", "prototype", "knn"])
+def test_images_that_are_read_some_at_a_time_are_classified_as_those_in_memory(
+    classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, protocol = images(), small(classifier=classifier)
+    asked: list[int] = []
+
+    def read(name: str, rows: IntArray) -> torch.Tensor:
+        asked.append(len(rows))
+        return held.representations[name][torch.from_numpy(rows)]
+
+    order = np.random.default_rng(1).permutation(len(held.rows))
+    test = FeatureSet(held.labels, held.rows, LazyRepresentations(["cls"], held.rows, read, order))
+    expected = outcomes(protocol, test)
+    assert asked == [1, 150] or asked == [150], "few are held"
+    monkeypatch.setattr(closed_form, "HELD", 0)
+    monkeypatch.setattr(episodes, "HELD", 3 * (5 + 4) * 16 * 2)
+    asked.clear()
+    found = outcomes(protocol, FeatureSet(held.labels, held.rows, LazyRepresentations(["cls"], held.rows, read, order)))
+    drawn = [
+        size for size in asked if size not in (1, 150)
+    ]  # one tells the dimension, all are checked a part at a time
+    assert len(drawn) >= 2 * 50 / 4
+    assert max(drawn) <= 2 * 3 * (5 + 4)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.ranking, other.ranking)
+        assert (one.details, one.warnings) == (other.details, other.warnings)
 
 
 def test_more_shots_are_better_on_the_same_queries() -> None:

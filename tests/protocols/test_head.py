@@ -16,8 +16,8 @@ from tests.conftest import ImageFolderMaker
 from vitbench.backbones.classifier import Classifier
 from vitbench.backbones.load import load_backbone
 from vitbench.errors import DataError, UsageError
-from vitbench.features.featureset import FeatureSet, IntArray
-from vitbench.protocols import PROTOCOLS
+from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
+from vitbench.protocols import PROTOCOLS, head
 from vitbench.protocols.base import Outcome
 from vitbench.protocols.head import Head
 from vitbench.protocols.label_mapping import LabelMapping
@@ -95,6 +95,30 @@ def test_images_of_classes_that_are_lacking_are_left_out(layer: tuple[Tensor, Te
     assert found.warnings == ("the checkpoint lacks 3 of 6 classes: their 20 test images are left out",)
     assert (head.choices(6), head.label()) == (3, "the checkpoint's own classifier, images of 3 of 6 classes")
     assert head.parameters() != bound(((2,), (1,), (5,), (), (0,), ()), weight, bias, partial=True).parameters()
+
+
+def test_images_are_read_a_block_at_a_time(
+    layer: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias, x = layer
+    labels, rows = np.arange(40) % 6, np.arange(40)
+    protocol = bound(((2,), (), (5,), (), (1,), ()), weight, bias, partial=True)
+    monkeypatch.setattr(head, "_BLOCK", 7 * (9 + 6))
+    asked: list[IntArray] = []
+
+    def read(_: str, some: IntArray) -> Tensor:
+        asked.append(some)
+        return x[torch.from_numpy(some)]
+
+    lazy = LazyRepresentations(["cls"], rows, read, rows[::-1])
+    found = outcome_of(protocol, FeatureSet(labels, rows, lazy))
+    expected = outcome_of(protocol, features(x, labels))
+    assert [len(some) for some in asked] == [40, 7, 7, 6]
+    assert np.array_equal(found.ranking, expected.ranking)
+    assert np.array_equal(found.confidence, expected.confidence)
+    x[3, 0] = torch.nan
+    with pytest.raises(DataError, match="1 of 40 test rows"):
+        outcome_of(protocol, FeatureSet(labels, rows, lazy))
 
 
 def test_no_image_of_a_known_class(layer: tuple[Tensor, Tensor, Tensor]) -> None:

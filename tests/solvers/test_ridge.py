@@ -179,8 +179,10 @@ def test_a_choice_is_the_best_of_the_whole_curve(
     best = curve.best(criterion)
     choice = choose(found, grid, criterion)
     if choice.l2 != grid[best]:
-        # Penalties far below every eigenvalue fit alike, to the last digits: these depend on how many are computed at once.
-        assert criterion == "squared_error"
+        # Penalties below the rounding of the eigenvalues fit alike, to the last digits: these depend on how many are computed
+        # at once. None of the grid that is used is so small.
+        assert (criterion, grid is GRID) == ("squared_error", False)
+        assert max(choice.l2, grid[best]) < found.problem.noise
         assert curve.squared_error[grid.index(choice.l2)] == pytest.approx(curve.squared_error[best], rel=1e-14)
     assert choice.squared_error == pytest.approx(curve.squared_error[best], rel=1e-9)
     assert choice.accuracy == curve.accuracy[grid.index(choice.l2)]

@@ -81,19 +81,18 @@ def test_a_rewrite_with_the_old_size_and_time_is_seen(files: list[Path]) -> None
 
 def test_the_entries_of_another_version_are_not_believed(files: list[Path], read: list[str]) -> None:
     first = file_digests(files[0].parent, files)
-    (place,) = digests.cache_folder().rglob("*.json")
-    kept = json.loads(place.read_text())
+    (place,) = digests.cache_folder().rglob("*.jsonl")
     state = files[0].stat()
-    kept[str(files[0])] = [state.st_size, state.st_mtime_ns, "0" * 64]
-    place.write_text(json.dumps(kept))
+    other = json.dumps([str(files[0]), f"{state.st_size} {state.st_mtime_ns} {'0' * 64}"])
+    place.write_text("\n".join([other, *(line for line in place.read_text().splitlines() if "b.png" in line)]))
     assert file_digests(files[0].parent, files) == first
     assert sorted(read) == ["a.png", "a.png", "b.png"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "5", '["a", 1]'])
 def test_a_damaged_cache_is_done_without(files: list[Path], read: list[str], text: str) -> None:
     first = file_digests(files[0].parent, files)
-    (place,) = digests.cache_folder().rglob("*.json")
+    (place,) = digests.cache_folder().rglob("*.jsonl")
     place.write_text(text)
     assert file_digests(files[0].parent, files) == first
     assert len(read) == 4

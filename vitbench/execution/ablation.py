@@ -189,3 +189,4 @@ def _merge(whole: RunResult, part: RunResult) -> None:
     whole.written += part.written
     whole.planned += part.planned
     whole.first_error = whole.first_error or part.first_error
+    whole.beyond_input |= part.beyond_input

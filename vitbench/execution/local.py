@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec
-from vitbench.errors import StoppedError, VitbenchError, first_line
+from vitbench.errors import GivenUpError, StoppedError, VitbenchError, first_line
 from vitbench.execution.config import RunConfig
 from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare, recall_for
 from vitbench.execution.journal import Journal, NoJournal
@@ -246,13 +246,14 @@ class LocalRun:
 
         Args:
             line: What is wrong.
-            error: The exception that it was, where a user can mend it.
+            error: The exception that it was; None for a bug.
             backbone: Whose job it is; empty for every backbone's.
             task: Of which task; empty for every task's.
         """
         if error is not None and self.result.first_error is None:
             # A copy: the error itself would hold, by its traceback, the backbone and the features of the failed job.
             self.result.first_error = type(error)(str(error))
+        self.result.beyond_input |= error is None or isinstance(error, GivenUpError)
         self.journal.failed(parse_backbone_spec(backbone).text if backbone else "", self.names.get(task, task), line)
         if line not in self.result.failures:
             self.result.failures.append(line)

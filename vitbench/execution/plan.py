@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitbench.errors import GivenUpError, VitbenchError
+from vitbench.errors import VitbenchError
 from vitbench.execution.job import Job
 from vitbench.features.profile import Profile
 
@@ -45,7 +45,8 @@ class RunResult:
         planned: The plan, a line per job that could be prepared.
         slots: How many jobs run at a time.
         failures: What could not be done, a line each.
-        first_error: The first failure that a user can mend, as an exception; None when there was none.
+        first_error: The first failure that is no bug, as an exception; None when there was none.
+        beyond_input: Whether something failed that is no mistake in the input.
         profile: Where the time went, if that was asked for.
         trace: The file that the profile was written to.
     """
@@ -56,6 +57,7 @@ class RunResult:
     slots: int = 1
     failures: list[str] = field(default_factory=list)
     first_error: VitbenchError | None = None
+    beyond_input: bool = False
     profile: Profile | None = None
     trace: Path | None = None
 
@@ -64,8 +66,7 @@ class RunResult:
         """The exit status that tells it: 0 done; 1 a job failed; 2 a mistake in the input, and nothing could be done."""
         if not self.failures:
             return 0
-        mistake = self.first_error is not None and not isinstance(self.first_error, GivenUpError)
-        return 2 if mistake and not self.planned else 1
+        return 1 if self.planned or self.beyond_input else 2
 
 
 def planned_job(job: Job, seconds: float = 0.0) -> PlannedJob:

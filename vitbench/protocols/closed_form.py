@@ -29,7 +29,7 @@ GRID = tuple(2.0**power for power in range(-9, 21))
 CRITERIA: tuple[Criterion, ...] = ("squared_error", "accuracy")
 
 HELD = 1 << 23
-"""Test features (rows times dimension) up to which they are held, because each cell goes through them: 32 MiB."""
+"""Test features (rows times dimension) up to which they are held, because each cell, or episode, asks for some: 32 MiB."""
 
 _LARGEST_FEATURE = 1e150
 
@@ -300,12 +300,16 @@ class Queries:
         held = finite(features.representations[name], split)
         return cls(FeatureSet(features.labels, features.rows, {name: held}), name)
 
+    @property
+    def held(self) -> bool:
+        """Whether the features are in memory."""
+        return not isinstance(self.features.representations, LazyRepresentations)
+
     def ranked(self, model: ridge.RidgeClassifier, count: int) -> tuple[IntArray, npt.NDArray[np.floating[Any]]]:
         """Rankings `[M, min(count, K)]` and highest scores `[M]`, in the order of the rows; see `RidgeClassifier.ranked`."""
-        lazy = isinstance(self.features.representations, LazyRepresentations)
         parts = [
             (rows, *model.ranked(with_float64(x), count))
-            for rows, x in self.features.chunks(self.name, CHUNK_ROWS if lazy else len(self.features.rows))
+            for rows, x in self.features.chunks(self.name, len(self.features.rows) if self.held else CHUNK_ROWS)
         ]
         rows, rankings, highest = zip(*parts, strict=True)
         order = np.argsort(np.concatenate(rows))

@@ -19,11 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+from torch import Tensor
 
 from vitbench.errors import DataError, UsageError, unknown
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-from vitbench.protocols.closed_form import class_counts, finite, given_penalty
+from vitbench.protocols.closed_form import HELD, Queries, class_counts, given_penalty, with_float64
 from vitbench.protocols.knn import (
     TEMPERATURE,
     Weights,
@@ -39,6 +40,7 @@ from vitbench.solvers import ridge
 from vitbench.solvers.episodes import (
     SAMPLER_VERSION,
     Classifier,
+    Episodes,
     draw,
     eligible,
     neighbour_scores,
@@ -207,11 +209,12 @@ class EpisodeProtocol(Protocol):
             DataError: Too few classes have enough images, a label is not one of the classes, or features are NaN or infinite.
         """
         labels = test.labels[test.rows]
-        features = finite(test.representations[name], "test")
+        features = Queries.of(test, name, "test")
         counts = class_counts(labels, num_classes, "test")
         zeros = []
         if self.classifier != "ridge":
-            zeros = zero_rows(rows_of_zeros(features), len(features), "test images")
+            found = sum(rows_of_zeros(x) for _, x in features.features.chunks(name))
+            zeros = zero_rows(found, len(labels), "test images")
         for cell in cells:
             able = self._classes(labels, num_classes, cell.shot)
             there = int(np.count_nonzero(counts))
@@ -230,7 +233,9 @@ class EpisodeProtocol(Protocol):
                 episodes=self.episodes,
                 seed=cell.seed,
             )
-            ranking = rankings(features, drawn, self._classifier(), min(RANKED, self.way - 1))
+            parts = _with_features(features, drawn)
+            ranked = [rankings(x, part, self._classifier(), min(RANKED, self.way - 1)) for x, part in parts]
+            ranking = np.concatenate(ranked)
             asked = drawn.queries.reshape(-1)
             each = (ranking[:, 0] == labels[asked]).reshape(self.episodes, -1).mean(axis=1)
             yield Outcome(
@@ -281,6 +286,20 @@ class EpisodeProtocol(Protocol):
                 f"of {self.way} classes, and {len(found)} classes have as many; {hint}"
             )
         return found
+
+
+def _with_features(test: Queries, drawn: Episodes) -> Iterator[tuple[Tensor, Episodes]]:
+    """The episodes with the features that their rows are rows of: all of them, or some at a time where the features are many."""
+    if test.held:
+        yield test.features.representations[test.name], drawn
+        return
+    images = drawn.support[0].size + drawn.queries[0].size
+    step = max(1, HELD // (images * test.features.dimension(test.name)))
+    for start in range(0, len(drawn.classes), step):
+        classes, support, queries = (x[start : start + step] for x in (drawn.classes, drawn.support, drawn.queries))
+        rows = np.union1d(support, queries)
+        part = Episodes(classes, np.searchsorted(rows, support), np.searchsorted(rows, queries))
+        yield with_float64(test.features.part(test.name, test.features.rows[rows])), part
 
 
 def spread(scores: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float | None]:

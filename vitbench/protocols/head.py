@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -26,7 +26,7 @@ from vitbench.backbones.classifier import Classifier, wordnet_words
 from vitbench.errors import DataError, UsageError
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-from vitbench.protocols.closed_form import class_counts, finite
+from vitbench.protocols.closed_form import checked, class_counts, with_float64
 from vitbench.protocols.label_mapping import LabelMapping, Labels, check_mode, map_labels, missing_text
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import known_options, switch
@@ -164,9 +164,13 @@ class Head(Protocol):
         known = np.isin(labels, self.mapping.known)
         if not known.any():
             raise DataError(f"none of the {len(labels)} test images is of a class that the checkpoint has")
-        features = finite(test.representations[name], "test")[torch.from_numpy(known)]
-        ranking, confidence, best = _ranked(features, self.classifier, self.mapping)
-        labels = labels[known]
+        for _ in checked((x for _, x in test.chunks(name)), len(test.rows), "test"):
+            pass
+        labels, rows = labels[known], test.rows[known]
+        # Not `chunks`: float32 logits depend on how rows are cut, and so that must not depend on how they are read.
+        step = max(1, _BLOCK // _logits_of_a_row(self.classifier, self.mapping))
+        blocks = (test.part(name, rows[start : start + step]) for start in range(0, len(rows), step))
+        ranking, confidence, best = _ranked(blocks, self.classifier, self.mapping)
         owner = np.full(self.classifier.num_classes, -1)
         for label, group in enumerate(self.mapping.groups):
             owner[list(group)] = label
@@ -187,7 +191,7 @@ class Head(Protocol):
                 details=details,
                 warnings=(*self._left_out(int((~known).sum())), *by_index),
                 confidence=confidence,
-                rows=None if known.all() else test.rows[known],
+                rows=None if known.all() else rows,
             )
 
     def _left_out(self, images: int) -> tuple[str, ...]:
@@ -215,17 +219,21 @@ def _index_warning(mapping: LabelMapping, mode: str, accuracy: float) -> tuple[s
     )
 
 
+def _logits_of_a_row(classifier: Classifier, mapping: LabelMapping) -> int:
+    """Of one image: those of all K classes, and those that stand for the task's."""
+    return classifier.num_classes + len(mapping.groups) * max(map(len, mapping.groups))
+
+
 def _ranked(
-    features: Tensor, classifier: Classifier, mapping: LabelMapping
+    blocks: Iterable[Tensor], classifier: Classifier, mapping: LabelMapping
 ) -> tuple[IntArray, np.ndarray[Any, np.dtype[np.float32]], IntArray]:
     """The task's best classes `[M, R]`, -1 behind the last known one; P of the first `[M]`; the best of all K classes `[M]`."""
-    weight, bias = classifier.weight.to(features.device), classifier.bias.to(features.device)
     # Groups of unequal size are padded with a column of -inf behind the last logit.
     longest, padding = max(map(len, mapping.groups)), classifier.num_classes
     columns = torch.tensor([[*group, *[padding] * (longest - len(group))] for group in mapping.groups])
-    columns = columns.to(features.device)
     rankings, confidences, bests = [], [], []
-    for block in torch.split(features, max(1, _BLOCK // (padding + columns.numel()))):
+    for block in map(with_float64, blocks):
+        weight, bias, columns = (x.to(block.device) for x in (classifier.weight, classifier.bias, columns))
         logits = torch.addmm(bias, block.float(), weight.T)
         bests.append(logits.argmax(dim=1))
         logits = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)

@@ -77,9 +77,9 @@ def select(
 ) -> tuple[Choice, RidgeClassifier]:
     """The penalty that leave-one-out chooses from `grid`, and the classifier of all rows with it, solved in float64.
 
-    The choice is that of `vitbench.solvers.leave_one_out.choose`. Where only float32's residuals were needed, its error is that
-    of float64 to two digits at least, five where no row has a leverage near 1, and its accuracy to the rows whose two best
-    left-out scores are equal to as many.
+    The choice is that of `vitbench.solvers.leave_one_out.choose`, by the bound above, which is measured. Where only float32's
+    residuals were needed, its error is that of float64 to two digits at least, five where no row has a leverage near 1, and its
+    accuracy to the rows whose two best left-out scores are equal to as many.
 
     Args:
         problem: The prepared support set, all of its rows in memory.

@@ -123,6 +123,28 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up(
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(("seconds", "asked"), [(60, joining.CLIENT_STARTS), (-1, 1)])
+def test_a_client_server_is_asked_again_until_time_is_up(
+    seconds: float, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    class Failing:
+        @staticmethod
+        def init(address: str, **settings: object) -> None:
+            tries.append(address)
+            raise ConnectionError("Starting Ray client server failed")
+
+        @staticmethod
+        def shutdown() -> None:
+            pass
+
+    monkeypatch.setattr(joining, "imported", lambda: Failing)
+    with pytest.raises(ConnectionError):
+        joining._join(parse_address("ray://127.0.0.1:10001"), time.monotonic() + seconds)
+    assert len(tries) == asked
+
+
 def test_auto_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Other Rays of this machine would be found by their processes: look as on a machine without any.
     monkeypatch.setattr(

@@ -41,6 +41,26 @@ def the_same(embedding: Path, scoring: Path, tasks: str) -> dict[str, Any]:
     }
 
 
+def shards(out: Path) -> set[Path]:
+    """The shards of features that a run has written."""
+    return {path.with_suffix("") for path in (out / "features").rglob("shard-*.json")}
+
+
+def left_by_driver(out: Path, kept: set[Path]) -> dict[Path, int]:
+    """The records that a driver made before it ended, and when; some of six, and the shards that there were are there."""
+    made = {path: path.stat().st_mtime_ns for path in records(out).values()}
+    assert 0 < len(made) < 6
+    assert kept <= shards(out)
+    return made
+
+
+def nothing_goes_wrong(*places: Path) -> None:
+    """Empty the folders that say what goes wrong, and who has been at work."""
+    for place in places:
+        for file in place.iterdir():
+            file.unlink()
+
+
 def test_a_driver_that_is_asked_to_end_says_so_in_one_line_and_goes_on_where_it_was(
     nodes: Any, folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path
 ) -> None:
@@ -49,15 +69,12 @@ def test_a_driver_that_is_asked_to_end_says_so_in_one_line_and_goes_on_where_it_
         f"imagefolder:{image_folder(name, train=8, test=count)}" for name, count in zip("abc", (4, 5, 6), strict=True)
     )
 
-    def shards() -> set[Path]:
-        return {path.with_suffix("") for path in (out / "features").rglob("shard-*.json")}
-
     first = a_driver(nodes.address, out, embedding, scoring, tasks)
-    wait_until(lambda: first.poll() is not None or shards(), "features")
+    wait_until(lambda: first.poll() is not None or shards(out), "features")
     first.send_signal(signal.SIGINT)
     told = first.communicate(timeout=60)
     assert (first.returncode, *told) == (130, "", "interrupted: run the same command again to go on from here\n")
-    kept = shards()
+    kept = shards(out)
     assert kept
     assert not records(out)
     assert the_journal(out)["state"] == "stopped"
@@ -72,12 +89,8 @@ def test_a_driver_that_is_asked_to_end_says_so_in_one_line_and_goes_on_where_it_
     assert told[1].splitlines()[-1] == line
     assert "SIGTERM received" not in told[1], "Ray prints its stack"
     assert (the_journal(out)["state"], the_journal(out)["reason"]) == ("stopped", line)
-    made = {path: path.stat().st_mtime_ns for path in records(out).values()}
-    assert 0 < len(made) < 6
-    assert kept <= shards()
-    for place in (embedding, scoring):
-        for file in place.iterdir():
-            file.unlink()
+    made = left_by_driver(out, kept)
+    nothing_goes_wrong(embedding, scoring)
     fields = the_same(embedding, scoring, tasks)
     result, _ = carried_out(out, executor="ray", address=nodes.address, **fields)
     assert result.written == 6 - len(made)
@@ -116,15 +129,12 @@ def test_a_killed_driver_goes_on_where_it_was(
     def start() -> subprocess.Popen[str]:
         return a_driver(nodes.address, out, embedding, scoring, ",".join(tasks))
 
-    def shards() -> set[Path]:
-        return {path.with_suffix("") for path in (out / "features").rglob("shard-*.json")}
-
     first = start()
-    wait_until(lambda: first.poll() is not None or shards(), "features")
+    wait_until(lambda: first.poll() is not None or shards(out), "features")
     first.kill()
     assert first.communicate()[0] is not None
     assert not records(out)
-    kept = shards()
+    kept = shards(out)
     assert kept
     (embedding / "slow").unlink()
     (scoring / "slow").write_text("2")
@@ -132,12 +142,8 @@ def test_a_killed_driver_goes_on_where_it_was(
     wait_until(lambda: second.poll() is not None or records(out), "a record")
     second.kill()
     second.communicate()
-    made = {path: path.stat().st_mtime_ns for path in records(out).values()}
-    assert 0 < len(made) < 6
-    assert kept <= shards()
-    for place in (embedding, scoring):
-        for file in place.iterdir():
-            file.unlink()
+    made = left_by_driver(out, kept)
+    nothing_goes_wrong(embedding, scoring)
     third = start()
     _, problems = third.communicate(timeout=250)
     assert third.returncode == 0, problems

@@ -28,6 +28,17 @@ from tests.execution.ray_executor.running import (
 from vitbench.execution.ray import course
 
 
+def neighbours(embedding: Path, images: Path) -> dict[str, Any]:
+    """A run whose faults are those of embedding."""
+    return {
+        "backbones": f"faulty:{embedding}",
+        "tasks": f"imagefolder:{images}",
+        "protocol": "knn",
+        "options": {"k": (1, 3)},
+        "batch_size": 4,
+    }
+
+
 def test_a_worker_killed_at_a_unit_and_one_killed_at_scoring_are_replaced(
     joined: Any, folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path
 ) -> None:
@@ -68,13 +79,7 @@ def test_a_lost_node_is_done_without(
 ) -> None:
     monkeypatch.setattr(course, "CHECK_SECONDS", 1.0)
     embedding = folder("embedding", slow=0.4)
-    fields: dict[str, Any] = {
-        "backbones": f"faulty:{embedding}",
-        "tasks": f"imagefolder:{image_folder(train=12, test=12)}",
-        "protocol": "knn",
-        "options": {"k": (1, 3)},
-        "batch_size": 4,
-    }
+    fields = neighbours(embedding, image_folder(train=12, test=12))
     added = joined.add_node(**node_arguments(num_cpus=1))
 
     def remove() -> None:
@@ -99,13 +104,7 @@ def test_extraction_that_stands_still_after_a_node_was_lost_is_begun_anew(
     monkeypatch.setattr(course, "STALLED_SECONDS", 5.0)
     embedding = folder("embedding", slow=0.5)
     out = tmp_path / "ray"
-    fields: dict[str, Any] = {
-        "backbones": f"faulty:{embedding}",
-        "tasks": f"imagefolder:{image_folder(train=8, test=4)}",
-        "protocol": "knn",
-        "options": {"k": (1, 3)},
-        "batch_size": 4,
-    }
+    fields = neighbours(embedding, image_folder(train=8, test=4))
     added = joined.add_node(**node_arguments(num_cpus=1))
 
     go = tmp_path / "go"

@@ -39,7 +39,7 @@ UNITS_AHEAD = 2
 """A unit is at most what is left, by so many for each actor: units become small towards the end, so that none waits long for the
 last."""
 CPU_IMAGES, GPU_IMAGES = 256, 2048
-"""Images of a unit at most: what a lost worker has done in vain."""
+"""Images of a unit at most, but for the batch that goes beyond: what a lost worker has done in vain."""
 WAVE_STORES = 256
 """Feature stores that one pipeline holds locks of: each is an open file."""
 APPEARING_SECONDS = 60.0

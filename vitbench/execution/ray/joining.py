@@ -52,9 +52,9 @@ REACH_SECONDS = 10.0
 JOIN_SECONDS = 30.0
 """How long a cluster may take to take a driver in; an idle one takes about two seconds."""
 CLIENT_STARTS = 6
-"""How often at most a client server is asked to take a driver in, for the last time before `JOIN_SECONDS` are over. It starts a
-process for each, by a fork beside gRPC's threads, of which gRPC aborts one in ten before it begins (ray-project/ray#63202), most
-of all on a busy machine; another one is needed then."""
+"""How often at most a client server is asked to take a driver in, to rehearse and to join, for the last time before
+`JOIN_SECONDS` are over. It starts a process for each, by a fork beside gRPC's threads, of which gRPC aborts one in ten before it
+begins (ray-project/ray#63202), most of all on a busy machine; another one is needed then."""
 FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """No statistics are sent; a driver that `uv run` started does not ship its whole folder; no late call starts another Ray."""
@@ -190,11 +190,12 @@ def joined(address: Address) -> Iterator[None]:
     ray = imported()
     if address.host:
         _reach(address)
-    _rehearse(address)
+    until = time.monotonic() + JOIN_SECONDS
+    _rehearse(address, until)
     with token_kept(), sigterm_kept(), silent():
         try:
             with loopback_kept(address.host), native_silence(), hung_up_on():
-                _join(address)
+                _join(address, until)
         except Exception as error:
             ray.shutdown()
             raise UsageError(
@@ -207,15 +208,15 @@ def joined(address: Address) -> Iterator[None]:
             ray.shutdown()
 
 
-def _join(address: Address) -> None:
-    """`ray.init`; again where the cluster has not started the process that it needs for this driver."""
+def _join(address: Address, until: float) -> None:
+    """`ray.init`; again, until a time, where the cluster has not started the process that it needs for this driver."""
     ray = imported()
     for left in reversed(range(CLIENT_STARTS)):
         try:
             ray.init(address=address.text, log_to_driver=False, logging_level="CRITICAL")
             return
         except ConnectionError as error:
-            if not left or not _NOT_STARTED.search(str(error)):
+            if not left or not _NOT_STARTED.search(str(error)) or time.monotonic() > until:
                 raise
             ray.shutdown()
 
@@ -229,9 +230,8 @@ def _reach(address: Address) -> None:
         raise UsageError(f"no Ray cluster answers at {address.told}: {reason}; {_advice(address)}") from error
 
 
-def _rehearse(address: Address) -> None:
+def _rehearse(address: Address, until: float) -> None:
     """Join in a process of its own and leave again, so that what hangs or aborts there does so in bounded time."""
-    until = time.monotonic() + JOIN_SECONDS
     for _ in range(CLIENT_STARTS):
         problem = _rehearsed(address)
         if problem is None or not _NOT_STARTED.search(problem[1]) or time.monotonic() > until:

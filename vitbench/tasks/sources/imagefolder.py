@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -67,29 +68,26 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
     folder = root / part.folder
     classes = _classes_of_task(spec, root)
     _check_classes(spec, split, root, classes)
-    found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
-    if not found:
+    # Names, not paths, and nothing twice: of a million images, each takes memory.
+    found = [_images(root, folder / name) for name in classes]
+    names = [name for of_class in found for name in of_class]
+    labels = np.repeat(np.arange(len(found), dtype=np.int64), [len(of_class) for of_class in found])
+    if not names:
         raise DataError(f"{folder} has no images: put one folder per class there, with images of {_extensions()}")
     if part.fraction is not None:
-        labels = np.array([label for _, label in found])
-        found = [found[row] for row in _drawn_rows(labels, spec, split)]
-    files = [path for path, _ in found]
-
-    def where(row: int) -> str:
-        return f"row {row} ({files[row].relative_to(root)})"
-
-    names = [path.relative_to(root).as_posix() for path in files]
-    digests = file_digests(root, files)
-    contents = [f"{name} {label} {digest}" for name, (_, label), digest in zip(names, found, digests, strict=True)]
+        drawn = _drawn_rows(labels, spec, split)
+        names, labels = [names[row] for row in drawn.tolist()], labels[drawn]
+    digests = file_digests(root, (root / name for name in names))
+    contents = (f"{name} {label} {digest}" for name, label, digest in zip(names, labels.tolist(), digests, strict=True))
     return Rows(
-        labels=np.array([label for _, label in found], dtype=np.int64),
+        labels=labels,
         class_names=classes,
-        fingerprint=text_digest(["imagefolder", *scale_setting(source.pixel_scale), *contents]),
-        raw=lambda row: files[row],
-        where=where,
-        name=lambda row: files[row].name,
+        fingerprint=text_digest(chain(["imagefolder", *scale_setting(source.pixel_scale)], contents)),
+        raw=lambda row: root / names[row],
+        where=lambda row: f"row {row} ({names[row]})",
+        name=lambda row: PurePosixPath(names[row]).name,
         pixel_scale=source.pixel_scale,
-        files=identities(files),
+        files=identities(root / name for name in names),
     )
 
 
@@ -162,7 +160,8 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(root: Path, folder: Path) -> list[str]:
+    """The images below a class folder, as their paths below `root`."""
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -170,7 +169,7 @@ def _images(folder: Path) -> list[Path]:
     strangers = [path for path in files if path.suffix.lower() not in EXTENSIONS]
     if strangers:
         raise DataError(f"{strangers[0]} is no image ({_extensions()}): move it out of the class folder")
-    return files
+    return [path.relative_to(root).as_posix() for path in files]
 
 
 def _folders(path: Path) -> list[Path]:

@@ -120,4 +120,7 @@ def file_digest(path: Path) -> str:
 
 def text_digest(parts: Iterable[str]) -> str:
     """sha256 of some lines of text, none of which holds a line break."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for number, part in enumerate(parts):
+        digest.update(f"\n{part}".encode() if number else part.encode())
+    return digest.hexdigest()
