@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ import pytest
 import ray
 
 import vitbench
-from vitbench.errors import StoreError, UsageError
+from vitbench.errors import StoppedError, StoreError, UsageError
 from vitbench.execution.config import RunConfig, make_config
 from vitbench.execution.ray import environment, joining
 from vitbench.execution.ray.cluster import Node, PerJob, check_workers, connected, nodes, per_job, recounted
@@ -248,6 +249,22 @@ def test_joining_leaves_sigterm_as_it_was(cluster: Any) -> None:
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("waiting", ["for Ray", "for something else"])
+def test_sigterm_ends_in_order_whatever_is_waited_for(cluster: Any, waiting: str) -> None:
+    """Where Ray's compiled part waits, it makes any exit one of status 1."""
+    with (
+        pytest.raises(StoppedError, match=r"^stopped by SIGTERM: run the same command again") as stopped,
+        connected(cluster.address),
+    ):
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        if waiting == "for Ray":
+            forever: Any = ray.remote(num_cpus=0)(lambda: time.sleep(30))
+            ray.get(forever.remote())
+        time.sleep(30)
+    assert stopped.value.status == 143
+    assert not ray.is_initialized()
 
 
 def test_a_lost_node_is_no_node(make_cluster: ClusterMaker) -> None:

@@ -85,7 +85,7 @@ def test_a_driver_that_is_asked_to_end_says_so_in_one_line_and_goes_on_where_it_
     second.send_signal(signal.SIGTERM)
     told = second.communicate(timeout=60)
     line = "stopped by SIGTERM: run the same command again to go on from here"
-    assert second.returncode == 128 + signal.SIGTERM
+    assert second.returncode == 128 + signal.SIGTERM, told
     assert told[1].splitlines()[-1] == line
     assert "SIGTERM received" not in told[1], "Ray prints its stack"
     assert (the_journal(out)["state"], the_journal(out)["reason"]) == ("stopped", line)

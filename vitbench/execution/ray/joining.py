@@ -37,7 +37,6 @@ from vitbench.errors import StoreError, UsageError, one_line
 from vitbench.execution.ray.process import (
     LOOPBACK,
     TOKEN,
-    end_in_order,
     hung_up_on,
     is_loopback,
     loopback_kept,
@@ -150,7 +149,7 @@ def own(cores: int | None = None) -> Iterator[None]:
     """
     ray = imported()
     cores = cores or _cores()
-    with _temporary_folder() as folder, token_kept(), sigterm_kept(), silent():
+    with _temporary_folder() as folder, token_kept(), sigterm_kept() as end_in_order, silent():
         if not any(name in os.environ for name in TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it says before `ray.init` sets the level
@@ -192,7 +191,7 @@ def joined(address: Address) -> Iterator[None]:
         _reach(address)
     until = time.monotonic() + JOIN_SECONDS
     _rehearse(address, until)
-    with token_kept(), sigterm_kept(), silent():
+    with token_kept(), sigterm_kept() as end_in_order, silent():
         try:
             with loopback_kept(address.host), native_silence(), hung_up_on():
                 _join(address, until)

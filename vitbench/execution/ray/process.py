@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -116,22 +116,34 @@ def _forget_token() -> None:
 
 
 @contextmanager
-def sigterm_kept() -> Iterator[None]:
+def sigterm_kept() -> Iterator[Callable[[], None]]:
     """What SIGTERM does is afterwards as it was before; inside, what is under way ends in order, as at Ctrl-C.
 
-    That is so once Ray is there and `end_in_order` was called. `training.signals` replaces it again.
+    That is so once Ray is there and the function that is given was called: Ray's compiled part, which `ray.init` brings in,
+    prints its stack otherwise. `training.signals` replaces it again. Only the main thread can do so; in another nothing changes.
 
     Raises:
         StoppedError: SIGTERM came.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     before = signal.getsignal(signal.SIGTERM)
+    came = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        sys.exit(128 + number)
+
+    def end_in_order() -> None:
+        signal.signal(signal.SIGTERM, end)
+
     try:
-        yield
-    except SystemExit as ended:
-        if ended.code != signal.SIGTERM:
+        yield end_in_order
+    except SystemExit:
+        # Not by its code: where Ray's compiled part waits for something, it makes any exit one of status 1.
+        if not came:
             raise
         raise StoppedError(
             "stopped by SIGTERM: run the same command again to go on from here", 128 + signal.SIGTERM
@@ -139,16 +151,6 @@ def sigterm_kept() -> Iterator[None]:
     finally:
         if before is not None:  # None is a handler that Python did not set, and cannot set again
             signal.signal(signal.SIGTERM, before)
-
-
-def end_in_order() -> None:
-    """From now on SIGTERM raises `SystemExit`; Ray's compiled part, which `ray.init` brings in, prints its stack before that."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(number)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager
