@@ -113,7 +113,7 @@ def test_images_are_read_a_block_at_a_time(
     lazy = LazyRepresentations(["cls"], rows, read, rows[::-1])
     found = outcome_of(protocol, FeatureSet(labels, rows, lazy))
     expected = outcome_of(protocol, features(x, labels))
-    assert [len(some) for some in asked] == [40, 7, 7, 6]
+    assert [len(some) for some in asked] == [40, 7, 7, 6], "all are checked"
     assert np.array_equal(found.ranking, expected.ranking)
     assert np.array_equal(found.confidence, expected.confidence)
     x[3, 0] = torch.nan

@@ -162,6 +162,16 @@ def checked(parts: Iterable[Tensor], size: int, split: str) -> Iterator[Tensor]:
     refuse_broken(bad, highest, size, split)
 
 
+def check(features: FeatureSet, name: str, split: str) -> None:
+    """As `finite`, of representation `name`, a part at a time; nothing is kept."""
+    bad, highest = 0, 0.0
+    for _, x in features.chunks(name):
+        bad += broken_rows(x)
+        highest = max(highest, largest(x))
+        del x  # or it would be held while the next is read
+    refuse_broken(bad, highest, len(features.rows), split)
+
+
 def with_float64(features: Tensor) -> Tensor:
     """The features where float64 exists: those on Apple's GPU go to the CPU."""
     return features.cpu() if features.device.type == "mps" else features
@@ -294,8 +304,7 @@ class Queries:
         """
         lazy = isinstance(features.representations, LazyRepresentations)
         if lazy and len(features.rows) * features.dimension(name) > HELD:
-            for _ in checked((x for _, x in features.chunks(name)), len(features.rows), split):
-                pass
+            check(features, name, split)
             return cls(features, name)
         held = finite(features.representations[name], split)
         return cls(FeatureSet(features.labels, features.rows, {name: held}), name)
@@ -307,10 +316,10 @@ class Queries:
 
     def ranked(self, model: ridge.RidgeClassifier, count: int) -> tuple[IntArray, npt.NDArray[np.floating[Any]]]:
         """Rankings `[M, min(count, K)]` and highest scores `[M]`, in the order of the rows; see `RidgeClassifier.ranked`."""
-        parts = [
-            (rows, *model.ranked(with_float64(x), count))
-            for rows, x in self.features.chunks(self.name, len(self.features.rows) if self.held else CHUNK_ROWS)
-        ]
+        parts = []
+        for numbers, x in self.features.chunks(self.name, len(self.features.rows) if self.held else CHUNK_ROWS):
+            parts.append((numbers, *model.ranked(with_float64(x), count)))
+            del x  # or it would be held while the next is read
         rows, rankings, highest = zip(*parts, strict=True)
         order = np.argsort(np.concatenate(rows))
         return torch.cat(rankings).cpu().numpy()[order], torch.cat(highest).cpu().numpy()[order]
