@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from vitbench.errors import DataError, GivenUpError, VitbenchError
+from vitbench.execution.journal import NoJournal
+from vitbench.execution.local import LocalRun
 from vitbench.execution.plan import PlannedJob, RunResult
+from vitbench.execution.reporter import Reporter
 
 DONE = PlannedJob("pixels", "digits", ("pixels",), 1, 0, 1, 0)
 
@@ -24,3 +31,21 @@ def test_only_a_mistake_with_which_nothing_could_be_done_is_status_2(
     failures: list[str], beyond_input: bool, planned: list[PlannedJob], status: int
 ) -> None:
     assert RunResult(failures=failures, beyond_input=beyond_input, planned=planned).status == status
+
+
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        ([DataError("a mistake")], 2),
+        ([GivenUpError("given up")], 1),
+        ([None], 1),
+        ([DataError("a mistake"), GivenUpError("given up")], 1),
+        ([GivenUpError("given up"), DataError("a mistake")], 1),
+        ([None, DataError("a mistake")], 1),
+    ],
+)
+def test_the_status_does_not_depend_on_what_failed_first(errors: list[VitbenchError | None], status: int) -> None:
+    run: Any = SimpleNamespace(result=RunResult(), journal=NoJournal(), names={}, reporter=Reporter())
+    for number, error in enumerate(errors):
+        LocalRun.fail(run, f"failure {number}", error)
+    assert run.result.status == status

@@ -162,7 +162,7 @@ def checked(parts: Iterable[Tensor], size: int, split: str) -> Iterator[Tensor]:
     refuse_broken(bad, highest, size, split)
 
 
-def check(features: FeatureSet, name: str, split: str) -> None:
+def check_finite(features: FeatureSet, name: str, split: str) -> None:
     """As `finite`, of representation `name`, a part at a time; nothing is kept."""
     bad, highest = 0, 0.0
     for _, x in features.chunks(name):
@@ -304,7 +304,7 @@ class Queries:
         """
         lazy = isinstance(features.representations, LazyRepresentations)
         if lazy and len(features.rows) * features.dimension(name) > HELD:
-            check(features, name, split)
+            check_finite(features, name, split)
             return cls(features, name)
         held = finite(features.representations[name], split)
         return cls(FeatureSet(features.labels, features.rows, {name: held}), name)

@@ -209,12 +209,12 @@ class EpisodeProtocol(Protocol):
             DataError: Too few classes have enough images, a label is not one of the classes, or features are NaN or infinite.
         """
         labels = test.labels[test.rows]
-        features = Queries.of(test, name, "test")
+        images = Queries.of(test, name, "test")
         counts = class_counts(labels, num_classes, "test")
         zeros = []
         if self.classifier != "ridge":
-            found = sum(rows_of_zeros(x) for _, x in features.features.chunks(name))
-            zeros = zero_rows(found, len(labels), "test images")
+            count = sum(rows_of_zeros(x) for _, x in images.features.chunks(name))
+            zeros = zero_rows(count, len(labels), "test images")
         for cell in cells:
             able = self._classes(labels, num_classes, cell.shot)
             there = int(np.count_nonzero(counts))
@@ -233,9 +233,10 @@ class EpisodeProtocol(Protocol):
                 episodes=self.episodes,
                 seed=cell.seed,
             )
-            parts = _with_features(features, drawn)
-            ranked = [rankings(x, part, self._classifier(), min(RANKED, self.way - 1)) for x, part in parts]
-            ranking = np.concatenate(ranked)
+            parts = _with_features(images, drawn)
+            ranking = np.concatenate(
+                [rankings(x, part, self._classifier(), min(RANKED, self.way - 1)) for x, part in parts]
+            )
             asked = drawn.queries.reshape(-1)
             each = (ranking[:, 0] == labels[asked]).reshape(self.episodes, -1).mean(axis=1)
             yield Outcome(

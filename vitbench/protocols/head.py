@@ -26,7 +26,7 @@ from vitbench.backbones.classifier import Classifier, wordnet_words
 from vitbench.errors import DataError, UsageError
 from vitbench.features.featureset import FeatureSet, IntArray
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-from vitbench.protocols.closed_form import check, class_counts, with_float64
+from vitbench.protocols.closed_form import check_finite, class_counts, with_float64
 from vitbench.protocols.label_mapping import LabelMapping, Labels, check_mode, map_labels, missing_text
 from vitbench.protocols.metrics import RANKED
 from vitbench.protocols.options import known_options, switch
@@ -164,7 +164,7 @@ class Head(Protocol):
         known = np.isin(labels, self.mapping.known)
         if not known.any():
             raise DataError(f"none of the {len(labels)} test images is of a class that the checkpoint has")
-        check(test, name, "test")
+        check_finite(test, name, "test")
         labels, rows = labels[known], test.rows[known]
         # Not `chunks`: float32 logits depend on how rows are cut, and so that must not depend on how they are read.
         step = max(1, _BLOCK // _logits_of_a_row(self.classifier, self.mapping))
