@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,21 +82,56 @@ def test_a_rewrite_with_the_old_size_and_time_is_seen(files: list[Path]) -> None
 
 def test_the_entries_of_another_version_are_not_believed(files: list[Path], read: list[str]) -> None:
     first = file_digests(files[0].parent, files)
-    (place,) = digests.cache_folder().rglob("*.jsonl")
+    (place,) = digests.cache_folder().rglob("*.sqlite")
     state = files[0].stat()
-    other = json.dumps([str(files[0]), f"{state.st_size} {state.st_mtime_ns} {'0' * 64}"])
-    place.write_text("\n".join([other, *(line for line in place.read_text().splitlines() if "b.png" in line)]))
+    other = f"{state.st_size} {state.st_mtime_ns} {'0' * 64}"
+    with closing(sqlite3.connect(place)) as database, database:
+        database.execute("UPDATE files SET entry = ? WHERE name = ?", [other, os.fsencode(files[0])])
     assert file_digests(files[0].parent, files) == first
     assert sorted(read) == ["a.png", "a.png", "b.png"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "5", '["a", 1]'])
-def test_a_damaged_cache_is_done_without(files: list[Path], read: list[str], text: str) -> None:
+@pytest.mark.parametrize(
+    "content", [b"{" * 200, b"SQLite format 3\0" + b"\xff" * 4096], ids=["no database", "a broken one"]
+)
+def test_a_damaged_cache_is_done_without_and_made_anew(files: list[Path], read: list[str], content: bytes) -> None:
     first = file_digests(files[0].parent, files)
-    (place,) = digests.cache_folder().rglob("*.jsonl")
-    place.write_text(text)
+    (place,) = digests.cache_folder().rglob("*.sqlite")
+    place.write_bytes(content)
+    for times in (4, 6, 6):
+        assert file_digests(files[0].parent, files) == first
+        assert len(read) == times
+
+
+def test_a_cache_that_another_process_writes_to_is_done_without(
+    files: list[Path], read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "WAIT_SECONDS", 0.01)
+    first = file_digests(files[0].parent, files)
+    (place,) = digests.cache_folder().rglob("*.sqlite")
+    with closing(sqlite3.connect(place, isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert file_digests(files[0].parent, files) == first
+    assert len(read) == 4
     assert file_digests(files[0].parent, files) == first
     assert len(read) == 4
+
+
+def test_a_name_that_is_no_text_is_kept_too(files: list[Path], read: list[str]) -> None:
+    odd = Path(os.fsdecode(os.fsencode(files[0].parent) + b"/\xff.png"))
+    files[0].rename(odd)
+    assert file_digests(odd.parent, [odd]) == file_digests(odd.parent, [odd])
+    assert len(read) == 1
+
+
+def test_what_was_read_before_a_file_that_cannot_be_is_kept(
+    files: list[Path], read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "FILES_AT_ONCE", 1)
+    with pytest.raises(DataError, match="vanished"):
+        file_digests(files[0].parent, [*files, files[0].with_name("vanished.png")])
+    file_digests(files[0].parent, files)
+    assert sorted(read) == ["a.png", "b.png"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

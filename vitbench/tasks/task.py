@@ -195,11 +195,11 @@ class Task:
         """
         check_disjoint(one.name, self._rows[one.name], other.name, self._rows[other.name])
         for first, second in itertools.product(one.bases, other.bases):
-            if first.name != second.name and first.source and second.source:
-                shared = sorted(set(first.source.files) & set(second.source.files))
-                if shared:
-                    names = f"'{first.name}' and '{second.name}'"
-                    raise DataError(f"task '{self.name}': the splits {names} are both read from {listed(shared, 1)}")
+            if first.name == second.name or not first.source or not second.source:
+                continue
+            if shared := first.source.shared_files(second.source):
+                names = f"'{first.name}' and '{second.name}'"
+                raise DataError(f"task '{self.name}': the splits {names} are both read from {listed(shared, 1)}")
 
     def _row_set(self, name: str) -> RowSet:
         for term in parse(name):

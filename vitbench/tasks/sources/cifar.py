@@ -75,7 +75,7 @@ def read_cifar(spec: TaskSpec, split: str, base: Path) -> Rows:
         fingerprint=text_digest(["cifar_binary", source.label, *file_digests(base, files)]),
         raw=raw,
         where=where,
-        files=identities(files),
+        files=lambda: identities(files),
     )
 
 

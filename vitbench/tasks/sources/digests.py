@@ -1,33 +1,40 @@
-"""Digests of many files: kept beside size and time of change, so that a large folder is not read at every start."""
+"""Digests of many files: kept beside size and time of change, so that a large folder is not read at every start.
+
+They are kept in SQLite, which looks one up without holding the others: of a million files, they would take much memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from vitbench.errors import DataError, StoreError
-from vitbench.records.atomic import write_file
+from vitbench.errors import DataError
 from vitbench.records.remote import CACHE_VARIABLE, cache_folder
 from vitbench.tasks.sources.rows import file_digest
 
-__all__ = ["CACHE_VARIABLE", "SETTLED_SECONDS", "cache_folder", "file_digests"]
+__all__ = ["CACHE_VARIABLE", "SETTLED_SECONDS", "cache_folder", "each_digest", "file_digests"]
 
 SETTLED_SECONDS = 2.0
 """A file changed so recently could change again within one tick of its clock, so its digest is not kept."""
 FILES_AT_ONCE = 1024
 """What waits for a thread takes more memory than a digest does."""
-ENTRY_LENGTH = 5
-"""Words of an entry: size, time of modification, time of change, inode, digest; one of another length is of another version."""
+WAIT_SECONDS = 5.0
+"""How long another process may write to the cache before it is done without."""
 
 
 def file_digests(root: Path, files: Iterable[Path]) -> list[str]:
+    """All of `each_digest`."""
+    return list(each_digest(root, files))
+
+
+def each_digest(root: Path, files: Iterable[Path]) -> Iterator[str]:
     """sha256 of the content of each of `files`, in their order; the cache holds those of one `root` together.
 
     A digest is taken from the cache only if size, both times of change (in nanoseconds) and inode are those of the file: files
@@ -36,52 +43,78 @@ def file_digests(root: Path, files: Iterable[Path]) -> list[str]:
     Raises:
         DataError: A file cannot be read.
     """
-    place = cache_folder() / "digests" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:20]}.jsonl"
-    known = _read(place)
-    fresh = False
-
-    def digest(path: Path) -> str:
-        nonlocal fresh
-        try:
-            state = path.stat()
-            name = str(path.absolute())
-            stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino} "
-            if (entry := known.get(name, "")).startswith(stamp):
-                return entry.removeprefix(stamp)
-            found = file_digest(path)
-        except OSError as error:
-            raise DataError(f"the file {path} cannot be read: {error.strerror or error}") from error
-        # A copy may keep an old time of modification; the time at which it was made cannot be set.
-        if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED_SECONDS * 1e9:
-            known[name], fresh = stamp + found, True
-        return found
-
-    digests: list[str] = []
+    place = cache_folder() / "digests" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:20]}.sqlite"
     waiting = iter(files)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with closing(_Kept(place)) as kept, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         while part := list(islice(waiting, FILES_AT_ONCE)):
-            digests += pool.map(digest, part)
-    if fresh:
-        _write(place, known)
-    return digests
+            names = [os.fsencode(path.absolute()) for path in part]  # a name need not be UTF-8
+            found = list(pool.map(_digest, part, kept.entries(names)))
+            kept.keep([(name, entry) for name, (_, entry) in zip(names, found, strict=True) if entry])
+            yield from (digest for digest, _ in found)
 
 
-def _read(place: Path) -> dict[str, str]:
-    """Absolute path to entry."""
-    known = {}
-    with suppress(OSError, ValueError, TypeError, AttributeError), place.open(encoding="utf-8") as lines:
-        for line in lines:
-            name, entry = json.loads(line)
-            if len(entry.split()) == ENTRY_LENGTH:
-                known[name] = entry
-    return known
+def _digest(path: Path, entry: str) -> tuple[str, str]:
+    """The digest of a file, and the entry that is to be kept of it: empty where it is kept, or may not be.
+
+    Args:
+        path: The file.
+        entry: What is kept of it: size, time of modification, time of change, inode, digest; empty for nothing.
+    """
+    try:
+        state = path.stat()
+        stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino} "
+        if entry.startswith(stamp):
+            return entry.removeprefix(stamp), ""
+        found = file_digest(path)
+    except OSError as error:
+        raise DataError(f"the file {path} cannot be read: {error.strerror or error}") from error
+    # A copy may keep an old time of modification; the time at which it was made cannot be set.
+    settled = time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED_SECONDS * 1e9
+    return found, stamp + found if settled else ""
 
 
-def _write(place: Path, known: Mapping[str, str]) -> None:
-    def lines(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.writelines(f"{json.dumps(item)}\n" for item in known.items())
+class _Kept:
+    """The entries of a cache; one that cannot be opened, read or written has none, and its files are read again, more slowly."""
 
-    # Without the cache the next run reads the files again, which is slower, not wrong.
-    with suppress(StoreError):
-        write_file(place, lines)
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._database: sqlite3.Connection | None = None
+        with self._else_without():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(place, timeout=WAIT_SECONDS)
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS files (name BLOB PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID"
+            )
+
+    def entries(self, names: Sequence[bytes]) -> list[str]:
+        """What is kept of each file, by its absolute path; empty for nothing."""
+        found: dict[bytes, object] = {}
+        with self._else_without():
+            if self._database:
+                for name in names:
+                    found |= self._database.execute("SELECT name, entry FROM files WHERE name = ?", [name])
+        return [str(found.get(name, "")) for name in names]
+
+    def keep(self, entries: Sequence[tuple[bytes, str]]) -> None:
+        """Keep entries of some files, by their absolute paths."""
+        with self._else_without():
+            if self._database and entries:
+                with self._database:
+                    self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", entries)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._database:
+            self._database.close()
+        self._database = None
+
+    @contextmanager
+    def _else_without(self) -> Iterator[None]:
+        """Go on without the cache where it fails; a damaged one, unlike one that is locked or on a full disk, is removed."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            if not isinstance(error, OSError | sqlite3.OperationalError):
+                with suppress(OSError):
+                    self._place.unlink()

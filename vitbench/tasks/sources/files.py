@@ -32,7 +32,7 @@ def read_parquet(spec: TaskSpec, split: str, base: Path) -> Rows:
     files = local_files(spec, split, base)
     digests = file_digests(base, files)
     rows = rows_of(open_parquet(files, digests), spec, files, digests, local_names_file(spec, base))
-    return replace(rows, files=identities(files))
+    return replace(rows, files=lambda: identities(files))
 
 
 def read_arrow(spec: TaskSpec, split: str, base: Path) -> Rows:
@@ -50,7 +50,7 @@ def read_arrow(spec: TaskSpec, split: str, base: Path) -> Rows:
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise DataError(f"{files[0].parent}: damaged or no arrow file: {str(error).splitlines()[0]}") from error
     rows = rows_of(data, spec, files, file_digests(base, files), local_names_file(spec, base))
-    return replace(rows, files=identities(files))
+    return replace(rows, files=lambda: identities(files))
 
 
 def open_parquet(files: Sequence[Path], digests: Sequence[str] | None = None) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from vitbench.errors import DataError, listed, nearest
 from vitbench.tasks.source_spec import FolderSource
-from vitbench.tasks.sources.digests import file_digests
-from vitbench.tasks.sources.local import check_name, identities, is_folder, local_folder
-from vitbench.tasks.sources.rows import IntArray, Rows, scale_setting, text_digest
+from vitbench.tasks.sources.image_files import rows_of_images
+from vitbench.tasks.sources.local import check_name, is_folder, local_folder
+from vitbench.tasks.sources.rows import IntArray, Rows
 from vitbench.tasks.spec import TaskSpec
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -77,18 +76,7 @@ def read_folder(spec: TaskSpec, split: str, base: Path) -> Rows:
     if part.fraction is not None:
         drawn = _drawn_rows(labels, spec, split)
         names, labels = [names[row] for row in drawn.tolist()], labels[drawn]
-    digests = file_digests(root, (root / name for name in names))
-    contents = (f"{name} {label} {digest}" for name, label, digest in zip(names, labels.tolist(), digests, strict=True))
-    return Rows(
-        labels=labels,
-        class_names=classes,
-        fingerprint=text_digest(chain(["imagefolder", *scale_setting(source.pixel_scale)], contents)),
-        raw=lambda row: root / names[row],
-        where=lambda row: f"row {row} ({names[row]})",
-        name=lambda row: PurePosixPath(names[row]).name,
-        pixel_scale=source.pixel_scale,
-        files=identities(root / name for name in names),
-    )
+    return rows_of_images("imagefolder", root, names, labels, classes, source.pixel_scale)
 
 
 def _classes_of_task(spec: TaskSpec, root: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ The label is the last word of a line; one space, a tab, or any other white space
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import numpy as np
 
 from vitbench.errors import DataError, first_line
 from vitbench.tasks.source_spec import ListSource
-from vitbench.tasks.sources.digests import file_digests
+from vitbench.tasks.sources.image_files import rows_of_images
 from vitbench.tasks.sources.local import check_name, identities, is_file, local_folder, shorten
-from vitbench.tasks.sources.rows import LABEL_LIMIT, Rows, no_label, scale_setting, text_digest
+from vitbench.tasks.sources.rows import LABEL_LIMIT, Rows, no_label
 from vitbench.tasks.spec import TaskSpec
 
 _LABEL = re.compile(r"[0-9]+")
@@ -23,11 +24,16 @@ _MOST_DIGITS = 18  # so that it fits 64 bits, and Python takes any time at all t
 
 
 class _Line(NamedTuple):
-    """One line of a list; `place` is the list and the line's number, for messages."""
+    """One line of a list, and where it stands."""
 
     name: str
     label: int
-    place: str
+    file: Path
+    number: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.number}"
 
 
 def read_list(spec: TaskSpec, split: str, base: Path) -> Rows:
@@ -41,31 +47,14 @@ def read_list(spec: TaskSpec, split: str, base: Path) -> Rows:
     assert isinstance(source, ListSource)
     root = local_folder(base, source.path)
     lines = [line for file in spec.splits[split].files for line in _lines(root / file)]
-    names = [line.name for line in lines]
-    files = [root / name for name in names]
-    if missing := next((path for path in files if not is_file(path)), None):
+    names, labels = [line.name for line in lines], np.array([line.label for line in lines], dtype=np.int64)
+    if missing := next((root / name for name in names if not is_file(root / name)), None):
         raise DataError(f"split '{split}': there is no image {missing}, which a list names")
-    images = identities(files)
-    _refuse_repeats(lines, images)
-    digests = file_digests(root, files)
-
-    def where(row: int) -> str:
-        return f"row {row} ({names[row]})"
-
-    contents = [f"{line.name} {line.label} {digest}" for line, digest in zip(lines, digests, strict=True)]
-    return Rows(
-        labels=np.array([line.label for line in lines], dtype=np.int64),
-        class_names=(),
-        fingerprint=text_digest(["imagelist", *scale_setting(source.pixel_scale), *contents]),
-        raw=lambda row: files[row],
-        where=where,
-        name=lambda row: files[row].name,
-        pixel_scale=source.pixel_scale,
-        files=images,
-    )
+    _refuse_repeats(lines, identities(root / name for name in names))
+    return rows_of_images("imagelist", root, names, labels, (), source.pixel_scale)
 
 
-def _refuse_repeats(lines: list[_Line], images: tuple[str, ...]) -> None:
+def _refuse_repeats(lines: list[_Line], images: Iterable[str]) -> None:
     """Refuse an image that comes twice, whatever its spelling: it would count twice, and perhaps with two labels."""
     first: dict[str, _Line] = {}
     for line, image in zip(lines, images, strict=True):
@@ -89,13 +78,14 @@ def _lines(path: Path) -> list[_Line]:
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            found.append(_line(line, f"{path}:{number}"))
+            found.append(_line(line, path, number))
     if not found:
         raise DataError(f"the list {path} is empty")
     return found
 
 
-def _line(text: str, place: str) -> _Line:
+def _line(text: str, file: Path, number: int) -> _Line:
+    place = f"{file}:{number}"
     words = text.rsplit(maxsplit=1)
     if len(words) < 2 or not _LABEL.fullmatch(words[1]):
         raise DataError(
@@ -107,4 +97,4 @@ def _line(text: str, place: str) -> _Line:
         raise DataError(f"{place}: {shorten(name)} climbs out of the list's folder")
     if len(label) > _MOST_DIGITS or int(label) >= LABEL_LIMIT:
         raise no_label(label, place)
-    return _Line(name, int(label), place)
+    return _Line(name, int(label), file, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitbench.errors import DataError
@@ -81,20 +81,18 @@ def matching_files(folder: Path, pattern: str, what: str) -> list[Path]:
         ) from error
 
 
-def identities(paths: Iterable[Path]) -> tuple[str, ...]:
+def identities(paths: Iterable[Path]) -> Iterator[str]:
     """The absolute path of each file with links followed: equal exactly if two spellings mean one file.
 
     A folder is resolved once, so that a million images take seconds.
     """
     folders: dict[str, str] = {}
-    found = []
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         place = f"{folders[folder]}{os.sep}{name}"
-        found.append(os.path.realpath(place) if path.is_symlink() else place)
-    return tuple(found)
+        yield os.path.realpath(place) if path.is_symlink() else place
 
 
 def shorten(name: str | Path) -> str:

@@ -89,7 +89,7 @@ def read_npz(spec: TaskSpec, split: str, base: Path) -> Rows:
         raw=raw,
         where=where,
         pixel_scale=source.pixel_scale,
-        files=tuple(f"{path}:{image_name}" for path in identities(files)),
+        files=lambda: (f"{path}:{image_name}" for path in identities(files)),
     )
 
 

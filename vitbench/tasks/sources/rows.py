@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,8 @@ class Rows:
         name: Row to the file name that the image has in its source (`ILSVRC2012_val_00000001.JPEG`); "" when it has none.
         pixel_scale: What pixel values are multiplied by (255 for masks stored as 0 and 1).
         hits: Every right label of each image, for multi-label hit; None when the source has only one each.
-        files: What the split was read from, by which splits that share images are told: absolute paths, links followed, of
-            whole files or of every image in order of row; a path and an array's name for arrays; empty for what is no local file.
+        files: Gives what the split was read from, by which splits that share images are told: absolute paths, links followed,
+            of whole files or of every image; a path and an array's name for arrays; nothing for what is no local file.
     """
 
     labels: IntArray
@@ -78,7 +80,19 @@ class Rows:
     name: Callable[[int], str] = lambda row: ""
     pixel_scale: int = 1
     hits: LabelSets | None = None
-    files: tuple[str, ...] = ()
+    files: Callable[[], Iterable[str]] = tuple
+
+    @cached_property
+    def file_keys(self) -> npt.NDArray[np.uint64]:
+        """`[M]` uint64, eight bytes of a digest of each of `files`: the names themselves take much memory."""
+        keys = (int.from_bytes(hashlib.blake2b(os.fsencode(file), digest_size=8).digest()) for file in self.files())
+        return np.fromiter(keys, dtype=np.uint64)
+
+    def shared_files(self, other: Rows) -> list[str]:
+        """The files that both were read from, in order."""
+        if not len(np.intersect1d(self.file_keys, other.file_keys)):
+            return []
+        return sorted(set(self.files()) & set(other.files()))
 
     def image(self, row: int) -> Image:
         """The image of one row, RGB. May be called from several threads.

@@ -67,7 +67,7 @@ def read_webdataset(spec: TaskSpec, split: str, base: Path) -> Rows:
     """
     files = local_files(spec, split, base)
     rows = rows_of_tars(files, spec, file_digests(base, files), local_names_file(spec, base))
-    return replace(rows, files=identities(files))
+    return replace(rows, files=lambda: identities(files))
 
 
 def rows_of_tars(
