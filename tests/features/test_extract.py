@@ -11,9 +11,7 @@ import torch
 import vitbench
 from tests.conftest import ImageFolderMaker
 from vitbench.backbones.base import Backbone
-from vitbench.backbones.spec import Atom
 from vitbench.errors import DataError, UsageError
-from vitbench.features import extract
 from vitbench.features.extract import ExtractionOptions, feature_set
 from vitbench.features.profile import Profile, recording
 from vitbench.features.store import FeatureStore
@@ -211,24 +209,3 @@ def test_decoding_overlaps_with_the_forward_pass(setting: dict[str, Any], monkey
     monkeypatch.setattr(Backbone, "encode_atoms", forward)
     get(setting, ["cls"], list(range(12)), batch_size=4)
     assert seen[0] > 4
-
-
-def test_features_wait_in_memory_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "FLUSH_BYTES", 100)
-    cls, gap = Atom("cls"), Atom("gap")
-    pending = extract._Pending(40)
-    places = set()
-    for start in (0, 7):
-        rows = [np.arange(start, start + 3), np.arange(start + 3, start + 7)]
-        values = [{cls: torch.randn(len(part), 2), gap: torch.randn(len(part), 5)} for part in rows]
-        for part, value in zip(rows, values, strict=True):
-            pending.add(part, value)
-        assert pending.nbytes == 7 * (2 + 5) * 4
-        taken, features = pending.taken()
-        assert taken.tolist() == list(range(start, start + 7))
-        for atom in (cls, gap):
-            assert torch.equal(features[str(atom)], torch.cat([value[atom] for value in values]))
-        places.add(features["cls"].data_ptr())
-        assert pending.nbytes == 0
-        assert not pending.batches
-    assert len(places) == 1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,10 @@ from vitbench.features import profile
 from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
 from vitbench.features.precision import image_layout, packed_linears
 from vitbench.features.store import FeatureStore
+from vitbench.features.writer import ShardWriter
 from vitbench.tasks.task import Split
 from vitbench.tasks.transforms import Preprocessing
 
-FLUSH_BYTES = 64 * 2**20
-FLUSH_SECONDS = 20.0
 CPU_BATCH = 32
 SMALLEST_CPU_BATCH = 16
 CPU_BATCH_PER_THREAD = 4
@@ -95,7 +93,8 @@ def stored_features(
 
     def read(name: str, wanted: IntArray) -> Tensor:
         loaded = store.load(resolved[name], wanted)
-        return torch.cat([loaded[atom] for atom in resolved[name]], dim=1)
+        parts = [loaded[atom] for atom in resolved[name]]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     return FeatureSet(split.labels, rows, LazyRepresentations(names, rows, read), store.identity)
 
@@ -133,54 +132,13 @@ def _embed(
     options: ExtractionOptions,
 ) -> None:
     """Embed `rows` in batches and append shards; a shard is whole batches, so that a resumed run forms the same batches."""
-    pending = _Pending(len(rows))
-    flushed = time.monotonic()
-
-    def flush() -> None:
-        if pending.batches:
-            with profile.stage("write"):
-                store.append(*pending.taken())
-
+    writer = ShardWriter(store, len(rows))
     try:
         for batch, values in embedded(backbone, split, preprocessing, atoms, rows, options):
-            pending.add(batch, values)
+            writer.add(batch, {str(atom): value for atom, value in values.items()})
             options.progress(len(batch))
-            if pending.nbytes > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
-                flush()
-                flushed = time.monotonic()
     finally:
-        flush()
-
-
-class _Pending:
-    """The features of batches that are not written as yet, in memory that was asked for at once.
-
-    Each by itself, small as they are, they would lie between the large pieces that forward passes ask for and give back, and the
-    C library could not use these again: memory then grows by as much as a forward pass takes, batch after batch.
-    """
-
-    def __init__(self, most: int) -> None:
-        """Nothing as yet, and never more than `most` rows."""
-        self.most, self.batches, self.nbytes = most, list[IntArray](), 0
-        self._count, self._values = 0, dict[Atom, Tensor]()
-
-    def add(self, batch: IntArray, values: Mapping[Atom, Tensor]) -> None:
-        """Take the rows `[n]` of a batch and their features, atom to `[n, D]`."""
-        if not self._values:
-            row_bytes = sum(value[:1].nbytes for value in values.values())
-            room = min(self.most, FLUSH_BYTES // row_bytes + 1 + len(batch))
-            self._values = {atom: value.new_empty(room, value.shape[1]) for atom, value in values.items()}
-        for atom, value in values.items():
-            self._values[atom][self._count : self._count + len(batch)] = value
-            self.nbytes += value.nbytes
-        self._count += len(batch)
-        self.batches.append(batch)
-
-    def taken(self) -> tuple[IntArray, dict[str, Tensor]]:
-        """The rows and the features of all batches, which are then forgotten; the memory is used again by the next."""
-        rows, count = np.concatenate(self.batches), self._count
-        self.batches, self.nbytes, self._count = [], 0, 0
-        return rows, {str(atom): value[:count] for atom, value in self._values.items()}
+        writer.flush()
 
 
 def embedded(

@@ -39,6 +39,8 @@ from vitbench.records.identity import DEFAULTS, canonical_json, key
 
 CHUNK_ROWS = 4096
 """Rows that `FeatureStore.chunks` gives at once: 16 MiB of 1,024 features."""
+BLOCK_ROWS = 256
+"""Rows that are copied out of a shard at a time, so that a read takes the memory of its rows once, not twice."""
 
 
 @dataclass(frozen=True)
@@ -243,10 +245,12 @@ class FeatureStore:
             if not wanted.any():
                 continue
             self._bring(shard)
-            values = _read(shard.path, atom, int(first), int(last))
-            if result is None:
-                result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
-            result[torch.from_numpy(places[wanted])] = values[torch.from_numpy(wanted)].float()
+            for start, values in _blocks(shard.path, atom, int(first), int(last)):
+                if result is None:
+                    result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
+                block = slice(start - int(first), start - int(first) + len(values))
+                mine = wanted[block]
+                result[torch.from_numpy(places[block][mine])] = values[torch.from_numpy(mine)].float()
             filled[places[wanted]] = True
         if result is None or not filled.all():
             raise StoreError(f"{int((~filled).sum())} rows of '{atom}' are not in the feature store {self.folder}")
@@ -290,12 +294,13 @@ def _verified(sidecar: Path, identity_key: str) -> Shard | None:
         raise StoreError(f"the feature store cannot be read for now: {path}: {error.strerror or error}") from error
 
 
-def _read(path: Path, atom: str, first: int, last: int) -> Tensor:
-    """Rows `first` to before `last` of one atom, in the dtype of the file."""
+def _blocks(path: Path, atom: str, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows `first` to before `last` of one atom, in the dtype of the file, some at a time, each with the number of its first."""
     try:
         with safe_open(path, framework="pt") as shard:
-            value: Tensor = shard.get_slice(atom)[first:last]
-            return value
+            part = shard.get_slice(atom)
+            for start in range(first, last, BLOCK_ROWS):
+                yield start, part[start : min(start + BLOCK_ROWS, last)]
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"the shard {path} cannot be read ({error}); run the same command again to remake it"

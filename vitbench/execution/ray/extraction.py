@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from ray.exceptions import RayError
 from safetensors.torch import load
-from torch import Tensor
 
 from vitbench.errors import StoreError, one_line
 from vitbench.execution.job import Job
@@ -30,9 +28,9 @@ from vitbench.execution.ray.pipeline import PipelineStalledError, streamed
 from vitbench.execution.ray.scoring import Scoring
 from vitbench.execution.ray.worker import Problem, Setting, Unit
 from vitbench.execution.work import label_of, tell_damaged
-from vitbench.features.extract import FLUSH_BYTES, FLUSH_SECONDS, GPU_BATCH, default_batch
-from vitbench.features.featureset import IntArray
+from vitbench.features.extract import GPU_BATCH, default_batch
 from vitbench.features.store import FeatureStore, runs_of
+from vitbench.features.writer import ShardWriter
 from vitbench.records.remote import pull
 
 UNITS_AHEAD = 2
@@ -265,13 +263,10 @@ def _see(job: Job) -> None:
 
 
 class Collector:
-    """Writes the features that workers give back: rows in order, several units to a shard where they are small."""
+    """Writes the features that workers give back."""
 
     def __init__(self) -> None:
-        self._store: FeatureStore | None = None
-        self._rows: list[IntArray] = []
-        self._parts: list[dict[str, Tensor]] = []
-        self._since = time.monotonic()
+        self._writer: ShardWriter | None = None
 
     def take(self, store: FeatureStore, features: bytes) -> None:
         """Take up the features of one unit.
@@ -281,22 +276,19 @@ class Collector:
         """
         found = load(features)
         rows = found.pop("rows").numpy()
-        if self._store is not store or (self._parts and self._parts[0].keys() != found.keys()):
+        if self._writer is None or self._writer.store is not store or self._writer.atoms != found.keys():
             self.flush()
-            self._store = store
-        self._rows.append(rows)
-        self._parts.append(found)
-        held = sum(value.nbytes for part in self._parts for value in part.values())
-        if held > FLUSH_BYTES or time.monotonic() - self._since > FLUSH_SECONDS:
-            self.flush()
+            self._writer = ShardWriter(store)
+        self._writer.add(rows, found)
 
     def flush(self) -> None:
-        """Write what is held; what cannot be written is let go, and is missing."""
-        rows, parts = self._rows, self._parts
-        self._rows, self._parts, self._since = [], [], time.monotonic()
-        if self._store is not None and rows:
-            values = {atom: torch.cat([part[atom] for part in parts]) for atom in parts[0]}
-            self._store.append(np.concatenate(rows), values)
+        """Write what waits; what cannot be written is let go, and is missing.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        if self._writer is not None:
+            self._writer.flush()
 
 
 def locked(stores: Sequence[FeatureStore], waiting: Callable[[], None]) -> ExitStack:
