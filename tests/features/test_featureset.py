@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vitbench.errors import UsageError
-from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
+from vitbench.features import featureset
+from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations, copy_rows
 from vitbench.features.view import split_features
 from vitbench.tasks.task import Split
 
@@ -100,3 +101,18 @@ def test_a_view_of_stored_splits_is_read_in_their_order(size: int) -> None:
     assert torch.equal(features.select("a", np.array([4, 1])), expected[[4, 1]])
     whole = split_features(split, np.array([1, 3, 5]), sets)
     assert torch.equal(whole.representations["a"], expected[[1, 3, 5]])
+
+
+@pytest.mark.parametrize("rows", [[4, 5, 6, 7], [4, 6, 5, 7], [7, 6, 5, 4], [0, 3, 4, 9], [3]])
+@pytest.mark.parametrize("places", [[0, 1, 2, 3], [0, 2, 1, 3], [5, 1, 4, 2]])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_are_copied_to_their_places(
+    monkeypatch: pytest.MonkeyPatch, rows: list[int], places: list[int], dtype: type[np.floating]
+) -> None:
+    monkeypatch.setattr(featureset, "COPIED_ROWS", 3)
+    source = np.arange(20, dtype=dtype).reshape(10, 2)
+    target = np.full((6, 2), -1, np.float32)
+    copy_rows(source, np.array(rows), target, np.array(places[: len(rows)]))
+    expected = np.full((6, 2), -1, np.float32)
+    expected[places[: len(rows)]] = source[rows]
+    np.testing.assert_array_equal(target, expected)

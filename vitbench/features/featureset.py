@@ -17,6 +17,8 @@ IntArray = npt.NDArray[np.int64]
 
 CHUNK_ROWS = 4096
 """Rows of a part of `FeatureSet.chunks`: 16 MiB of 1,024 features."""
+COPIED_ROWS = 256
+"""Rows that are copied at a time, where they do not follow each other."""
 
 
 class LazyRepresentations(Mapping[str, Tensor]):
@@ -133,3 +135,27 @@ class FeatureSet:
         if not inside.all() or not np.array_equal(self.rows[positions], rows):
             raise UsageError(f"{int((~inside).sum()) or 'some'} of the {len(rows)} rows asked for have no features")
         return positions.astype(np.int64, copy=False)
+
+
+def copy_rows(source: npt.NDArray[Any], rows: IntArray, target: npt.NDArray[np.float32], places: IntArray) -> None:
+    """Copy rows to places, with little memory besides.
+
+    Copies of megabytes that are made and let go again and again lie between what is kept meanwhile: the C library then asks for
+    ever more memory.
+
+    Args:
+        source: `[n, D]`, float32 or float16.
+        rows: `[m]` int64, at least one.
+        target: `[N, D]`, is written to.
+        places: `[m]` int64.
+    """
+    if _follow_each_other(rows) and _follow_each_other(places):
+        target[places[0] : places[-1] + 1] = source[rows[0] : rows[-1] + 1]
+        return
+    for start in range(0, len(rows), COPIED_ROWS):
+        block = slice(start, start + COPIED_ROWS)
+        target[places[block]] = source[rows[block]]
+
+
+def _follow_each_other(rows: IntArray) -> bool:
+    return bool((np.diff(rows) == 1).all())

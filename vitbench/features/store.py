@@ -32,15 +32,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitbench.errors import StoreError, UsageError
-from vitbench.features.featureset import IntArray
+from vitbench.features.featureset import IntArray, copy_rows
 from vitbench.records import remote
 from vitbench.records.atomic import TEMPORARY_PREFIX, slug, write_file, write_text
 from vitbench.records.identity import DEFAULTS, canonical_json, key
 
 CHUNK_ROWS = 4096
 """Rows that `FeatureStore.chunks` gives at once: 16 MiB of 1,024 features."""
-BLOCK_ROWS = 256
-"""Rows that are copied out of a shard at a time, so that a read takes the memory of its rows once, not twice."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +243,10 @@ class FeatureStore:
             if not wanted.any():
                 continue
             self._bring(shard)
-            for start, values in _blocks(shard.path, atom, int(first), int(last)):
-                if result is None:
-                    result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
-                block = slice(start - int(first), start - int(first) + len(values))
-                mine = wanted[block]
-                result[torch.from_numpy(places[block][mine])] = values[torch.from_numpy(mine)].float()
+            values = _mapped(shard.path, atom, int(first), int(last))
+            if result is None:
+                result = torch.empty(len(rows), values.shape[1], dtype=torch.float32)
+            copy_rows(values.numpy(), np.flatnonzero(wanted), result.numpy(), places[wanted])
             filled[places[wanted]] = True
         if result is None or not filled.all():
             raise StoreError(f"{int((~filled).sum())} rows of '{atom}' are not in the feature store {self.folder}")
@@ -294,13 +290,12 @@ def _verified(sidecar: Path, identity_key: str) -> Shard | None:
         raise StoreError(f"the feature store cannot be read for now: {path}: {error.strerror or error}") from error
 
 
-def _blocks(path: Path, atom: str, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
-    """Rows `first` to before `last` of one atom, in the dtype of the file, some at a time, each with the number of its first."""
+def _mapped(path: Path, atom: str, first: int, last: int) -> Tensor:
+    """Rows `first` to before `last` of one atom, in the dtype of the file, which is mapped into memory."""
     try:
         with safe_open(path, framework="pt") as shard:
-            part = shard.get_slice(atom)
-            for start in range(first, last, BLOCK_ROWS):
-                yield start, part[start : min(start + BLOCK_ROWS, last)]
+            value: Tensor = shard.get_slice(atom)[first:last]
+            return value
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"the shard {path} cannot be read ({error}); run the same command again to remake it"

@@ -21,11 +21,8 @@ from vitbench.execution.job import Job
 from vitbench.execution.ray.watch import BEGAN, limited, tell
 from vitbench.execution.ray.worker import Problem, Setting, enter
 from vitbench.execution.work import timed
-from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
+from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations, copy_rows
 from vitbench.protocols.base import Cell, Outcome, Protocol, Tuning
-
-COPIED = 256
-"""Rows that are copied out of the object store at a time, so that a read takes the memory of its rows once, not twice."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,7 @@ class PutFeatures:
                 mine = np.flatnonzero(part == number)
                 if found is None:
                     found = torch.empty((len(wanted), values.shape[1]), dtype=torch.float32)
-                for begin in range(0, len(mine), COPIED):
-                    some = mine[begin : begin + COPIED]
-                    found[torch.from_numpy(some)] = torch.from_numpy(values[places[some] - self.starts[number]])
+                copy_rows(values, places[mine] - self.starts[number], found.numpy(), mine)
             assert found is not None
             return found
 
