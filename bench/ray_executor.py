@@ -68,6 +68,8 @@ class Pace(Reporter):
         """Once a tenth of the images has been embedded."""
         began, done = next(item for item in self._after if item[1] >= self._total * WARM)
         ended, all_of_them = self._after[-1]
+        if done == all_of_them:
+            raise ValueError("all images came at once: measure more of them")
         return (ended - began) / (all_of_them - done)
 
 

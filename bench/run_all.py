@@ -5,9 +5,10 @@
 Runs every `bench/*.py` that measures a claim, each in a process of its own by the command that its first lines show, then the
 machine's matrix-multiply peak in float32, bfloat16 and float64, by torch and by numpy. Writes `bench/results/<host>.json`,
 which git ignores, and the table between the marks in `docs/performance.md`. The status is 1 when a bench did not run to its
-end, or when a ratio has fallen behind the one in `bench/guards.json` (see `guards`); `--keep` replaces those of the benches
-that it runs by what it measures. A missed goal is shown as missed, and does not change the status. A result of another day, or of
-a command with other options, which a bench that is not run has left, is shown with them.
+end, when numbers are not right, or when a ratio has fallen behind the one in `bench/guards.json` (see `guards`); `--keep`
+replaces those of the benches that it runs by what it measures, if all ran and all numbers are right. A missed goal is shown as
+missed, and does not change the status. A result of another day, or of a command with other options, which a bench that is not
+run has left, is shown with them.
 """
 
 from __future__ import annotations
@@ -160,14 +161,15 @@ def main() -> int:
         into_page(table(found, machine))
     print(table(found, machine))
     unmeasured = [name for name in arguments.only if "problem" in found[name]]
-    if unmeasured:
-        print(f"not measured: {', '.join(unmeasured)}{'; nothing is kept' if arguments.keep else ''}")
-    elif arguments.keep:
+    wrong = guards.wrong(found, arguments.only)
+    for problem in [*wrong, *([f"not measured: {', '.join(unmeasured)}"] if unmeasured else [])]:
+        print(f"{problem}{'; nothing is kept' if arguments.keep else ''}")
+    if arguments.keep and not wrong and not unmeasured:
         kept = guards.read(processor()) or {}
         now = guards.ratios({name: found[name] for name in arguments.only})
         write_text(guards.FILE, guards.text(kept | now, processor()))
         return 0
-    return 1 if _has_fallen(found, arguments.only) or unmeasured else 0
+    return 1 if _has_fallen(found, arguments.only) or wrong or unmeasured else 0
 
 
 def _has_fallen(found: Mapping[str, Result], names: list[str]) -> bool:

@@ -44,7 +44,9 @@ def test_what_is_worse_by_more_than_a_third_has_fallen(faster: float, memory: fl
 @pytest.mark.parametrize(("ratio", "met"), [(0.98, False), (float("nan"), False), (0.9995, True)])
 def test_what_says_whether_numbers_are_right_is_held_to_its_goal(ratio: float, met: bool) -> None:
     item = {"claim": "cosine", "ratio": ratio, "goal": "≥ 0.999", "met": met, "held": True}
-    lines = guards.fallen({"drift": {"rows": [item]}}, {"drift": {"cosine": 1.0}}, ["drift"])
+    found: dict[str, Any] = {"drift": {"rows": [item]}, "speed": {"problem": "it ended with status 1"}}
+    assert guards.fallen(found, {"drift": {"cosine": 1.0}}, ["drift"]) == []
+    lines = guards.wrong(found, ["drift", "speed"])
     assert lines == ([] if met else [f"drift: cosine: {ratio:.3g}, which must be ≥ 0.999"])
 
 
@@ -106,6 +108,26 @@ def test_nothing_is_kept_where_a_bench_fails(runner: Any, capsys: pytest.Capture
     assert "not measured: episodes; nothing is kept" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         runner("--keep", "--no-run")
+
+
+def test_wrong_numbers_are_not_kept_on_any_processor(
+    runner: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("run_all")
+    measuring = module.run_bench
+
+    def wrong(name: str) -> tuple[int, float]:
+        result: tuple[int, float] = measuring(name)
+        place = module.RESULTS / f"{name}.json"
+        row = {"claim": "cosine", "ours": "", "peer": "", "ratio": 0.5, "goal": "≥ 0.999", "met": False, "held": True}
+        place.write_text(json.dumps({"rows": [*json.loads(place.read_text())["rows"], row]}), encoding="utf-8")
+        return result
+
+    monkeypatch.setattr(module, "run_bench", wrong)
+    assert runner("--only", "solver", "--keep")[1]["solver"] == {"faster": 8.0}
+    assert "solver: cosine: 0.5, which must be ≥ 0.999; nothing is kept" in capsys.readouterr().out
+    monkeypatch.setattr(module.guards, "read", lambda processor: None)
+    assert runner("--only", "solver")[0] == 1
 
 
 def test_every_bench_is_guarded() -> None:

@@ -39,10 +39,10 @@ class GivenUpError(VitbenchError):
 
 
 class StoppedError(VitbenchError):
-    """The process was asked to end, by a signal; what had been done is saved, and the same command goes on from there.
+    """The process was asked to end, by a signal, or its cluster is lost; what was done is saved, and the same command goes on.
 
     Attributes:
-        status: The exit status that tells it: 128 and the signal's number.
+        status: The exit status that tells it: 128 and the signal's number; 1 for a cluster.
     """
 
     def __init__(self, message: str, status: int = 130) -> None:

@@ -56,6 +56,27 @@ def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str]) ->
     assert done.stdout.endswith("HEAVY []\n"), done.stdout[-300:] + done.stderr
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_the_only_failure_is_told_once_quiet_or_not(
+    image_folder: ImageFolderMaker, tmp_path: Path, quiet: list[str]
+) -> None:
+    folder = image_folder()
+    (folder / "test" / "boot" / "000.png").write_bytes(b"no image")
+    done = invoke("run", "-b", "pixels", "-t", f"imagefolder:{folder}", "-o", str(tmp_path), "--shots", "1", *quiet)
+    assert done.exit_code == 2
+    assert " ".join(done.stderr.split()).count("000.png") == 1, done.stderr
+
+
+def test_a_file_name_that_is_no_text_is_a_name(image_folder: ImageFolderMaker, tmp_path: Path) -> None:
+    folder = image_folder()
+    image = folder / "test" / "boot" / "000.png"
+    image.rename(os.fsdecode(os.fsencode(image.parent) + b"/caf\xe9.png"))
+    done = invoke(
+        "run", "-b", "pixels", "-t", f"imagefolder:{folder}", "-o", str(tmp_path / "out"), "--protocol", "ridge"
+    )
+    assert done.exit_code == 0, done.output
+
+
 def test_tables_of_records_need_no_torch() -> None:
     code = (
         "import sys\n"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitbench.cli.run import key_value, print_failures, refuse_empty, run
+from vitbench.cli.run import key_value, print_failures, refuse_empty, run, stops_told
 
 EXAMPLES = """Examples:
 
@@ -92,11 +92,8 @@ def ablate(
     config = make_config(_values(settings), settings["config"])
     reporter = Reporter() if quiet else ConsoleReporter()
     dry_run = settings["dry_run"]
-    try:
+    with stops_told():
         found = carry_out(config, axes, reporter, command_line(), reference=reference, dry_run=dry_run)
-    except KeyboardInterrupt:
-        console(stderr=True).print("interrupted: run the same command again to go on from here")
-        raise typer.Exit(130) from None
     if dry_run:
         _print_plan(found.result.planned)
     elif found.measurements:
@@ -106,8 +103,8 @@ def ablate(
             line = f"{found.result.written} records written, {there} there already, in {told(config.out / 'records')}"
             console(stderr=True).print(line, markup=False, soft_wrap=True)
     if found.result.failures:
-        alone = len(found.result.failures) == 1 and not found.result.planned
-        print_failures(found.result.failures, alone=alone)
+        known = not quiet and len(found.result.failures) == 1 and not found.result.planned
+        print_failures(found.result.failures, known=known)
         raise typer.Exit(found.result.status)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -233,21 +234,14 @@ def run(
     with uncollected(kept=True):
         from vitbench.cli.console import ConsoleReporter, console
         from vitbench.cli.run_tables import print_leaderboard, print_plan, print_profile
-        from vitbench.errors import StoppedError
         from vitbench.execution.execute import execute
         from vitbench.execution.reporter import Reporter
         from vitbench.records.provenance import command_line
         from vitbench.records.remote import told
 
     reporter = Reporter() if quiet else ConsoleReporter()
-    try:
+    with stops_told():
         result = execute(resolved, reporter, command_line(), dry_run=dry_run)
-    except StoppedError as stopped:
-        console(stderr=True).print(str(stopped), markup=False, soft_wrap=True)
-        raise typer.Exit(stopped.status) from None
-    except KeyboardInterrupt:
-        console(stderr=True).print("interrupted: run the same command again to go on from here")
-        raise typer.Exit(130) from None
     if dry_run:
         print_plan(result)
     elif result.keys and not quiet:
@@ -260,7 +254,7 @@ def run(
     if result.profile is not None:
         print_profile(result.profile, result.trace)
     if result.failures:
-        print_failures(result.failures, alone=len(result.failures) == 1 and not result.planned)
+        print_failures(result.failures, known=not quiet and len(result.failures) == 1 and not result.planned)
         raise typer.Exit(result.status)
 
 
@@ -295,12 +289,28 @@ def configuration(parameters: Mapping[str, Any]) -> RunConfig:
     return make_config(values, parameters["config"])
 
 
-def print_failures(failures: list[str], alone: bool) -> None:
-    """What failed, once more at the end, unless it was the only thing that was said."""
+@contextmanager
+def stops_told() -> Iterator[None]:
+    """A run that is stopped inside is told in one line, and ends with the status that says what stopped it."""
+    from vitbench.cli.console import console
+    from vitbench.errors import StoppedError
+
+    try:
+        yield
+    except StoppedError as stopped:
+        console(stderr=True).print(str(stopped), markup=False, soft_wrap=True)
+        raise typer.Exit(stopped.status) from None
+    except KeyboardInterrupt:
+        console(stderr=True).print("interrupted: run the same command again to go on from here")
+        raise typer.Exit(130) from None
+
+
+def print_failures(failures: list[str], known: bool) -> None:
+    """What failed, once more at the end, unless that was told just now and nothing besides."""
     from vitbench.cli.console import console
 
     error = console(stderr=True)
-    if not alone:
+    if not known:
         error.print(f"[bold red]{len(failures)} failed:[/bold red]")
         for failure in failures:
             error.print(f"  {failure}", markup=False, soft_wrap=True)

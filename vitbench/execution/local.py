@@ -246,7 +246,7 @@ class LocalRun:
 
         Args:
             line: What is wrong.
-            error: The exception that it was; None for a bug.
+            error: The exception that it was; None for a bug, and for what only showed once the work had begun.
             backbone: Whose job it is; empty for every backbone's.
             task: Of which task; empty for every task's.
         """

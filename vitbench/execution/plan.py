@@ -46,7 +46,7 @@ class RunResult:
         slots: How many jobs run at a time.
         failures: What could not be done, a line each.
         first_error: The first failure that is no bug, as an exception; None when there was none.
-        beyond_input: Whether something failed that is no mistake in the input.
+        beyond_input: Whether something failed that no mistake in the input is known to explain.
         profile: Where the time went, if that was asked for.
         trace: The file that the profile was written to.
     """

@@ -213,7 +213,10 @@ class EpisodeProtocol(Protocol):
         counts = class_counts(labels, num_classes, "test")
         zeros = []
         if self.classifier != "ridge":
-            count = sum(rows_of_zeros(x) for _, x in images.features.chunks(name))
+            count = 0
+            for _, x in images.features.chunks(name):
+                count += rows_of_zeros(x)
+                del x  # or it would be held while the next is read
             zeros = zero_rows(count, len(labels), "test images")
         for cell in cells:
             able = self._classes(labels, num_classes, cell.shot)

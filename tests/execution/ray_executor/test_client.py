@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from tests.conftest import ImageFolderMaker
 from tests.execution.ray_executor.conftest import running_cluster
 from tests.execution.ray_executor.running import assert_same_records, carried_out, wait_until
+from vitbench.errors import StoppedError
 from vitbench.execution.ray.cluster import check_workers, connected
 
 pytest.importorskip("grpc")
@@ -68,6 +71,28 @@ def test_it_is_joined_though_processes_are_lost(head: Any, tmp_path: Path, capfd
     assert capfd.readouterr() == ("", "")
     log = Path(head.head_node.get_logs_dir_path()) / "ray_client_server.err"
     assert log.read_text().count("New data connection from client") >= 4
+
+
+def test_a_client_server_that_is_lost_is_told_in_one_line(
+    head: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(
+            StoppedError, match=rf"^the Ray cluster of --address {head.client} is lost; what was stored"
+        ) as lost,
+        connected(head.client),
+    ):
+        monkeypatch.setattr(ray.util.client.ray.worker, "_reconnect_grace_period", 2)
+        for process in psutil.process_iter(["cmdline"]):
+            if "--mode=specific-server" in (process.info["cmdline"] or []):  # of this driver, or of one that has gone
+                process.kill()
+        work: Any = ray.remote(num_cpus=0)(lambda: 1)
+        while True:
+            ray.get(work.remote())
+            time.sleep(0.1)
+    assert lost.value.status == 1
+    assert not ray.is_initialized()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_run_from_outside_makes_the_records_of_one_in_this_process(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,6 +25,7 @@ from vitbench.execution.config import RunConfig, make_config
 from vitbench.execution.ray import environment, joining
 from vitbench.execution.ray.cluster import Node, PerJob, check_workers, connected, nodes, per_job, recounted
 from vitbench.execution.ray.joining import parse_address
+from vitbench.execution.ray.process import heed_sigterm
 from vitbench.records.provenance import LIBRARIES
 
 ClusterMaker = Callable[..., AbstractContextManager[Any]]
@@ -161,6 +163,29 @@ def test_auto_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
         pass
 
 
+def test_auto_takes_no_ray_of_another_runs_own(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine(*raylets: tuple[str, str]) -> None:
+        """Only these raylets run, each with its session's folder and the cluster's address."""
+        found = [
+            SimpleNamespace(
+                info={"cmdline": ["/x/raylet", "--head", f"--session_dir={place}", f"--gcs-address={address}"]}
+            )
+            for place, address in raylets
+        ]
+        others = [SimpleNamespace(info={"cmdline": words}) for words in (None, [], ["/x/raylet"], ["python", "raylet"])]
+        monkeypatch.setattr(joining, "psutil", SimpleNamespace(process_iter=lambda fields: [*others, *found]))
+
+    private = ("/tmp/vitbench-ray-abcdefgh/ray/session_1", "127.0.0.1:1")
+    machine(private)
+    assert refusal("auto").startswith("--address auto finds no Ray cluster on this machine: start one")
+    machine(private, ("/tmp/ray/session_2", cluster.address), ("/tmp/ray/session_2", cluster.address))
+    with connected("auto") as found:
+        assert len(found) == 2
+        assert ray.get_runtime_context().gcs_address == cluster.address
+    machine(private, ("/tmp/ray/session_2", cluster.address), ("/tmp/ray/session_3", "127.0.0.1:2"))
+    assert joining._beside_private(parse_address("auto")) == parse_address("auto")
+
+
 MISMATCH = (
     "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.11.4\n"
     "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n"
@@ -265,6 +290,36 @@ def test_sigterm_ends_in_order_whatever_is_waited_for(cluster: Any, waiting: str
         time.sleep(30)
     assert stopped.value.status == 143
     assert not ray.is_initialized()
+
+
+def test_sigterm_that_python_only_prints_is_heeded_later(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised while an object is let go goes nowhere."""
+
+    class LetGo:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    printed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: printed.append(told.exc_type))
+    with pytest.raises(StoppedError), connected(cluster.address):
+        LetGo()
+        gc.collect()
+        assert printed == [SystemExit]
+        heed_sigterm()
+    heed_sigterm()  # nothing is left of it
+
+
+def test_sigterm_is_told_though_what_cleans_up_fails(cluster: Any) -> None:
+    def cleaned() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            raise RuntimeError
+
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"), connected(cluster.address):
+        cleaned()
 
 
 def test_a_lost_node_is_no_node(make_cluster: ClusterMaker) -> None:

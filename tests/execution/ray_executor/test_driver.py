@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import ImageFolderMaker
+from tests.execution.ray_executor.conftest import with_faulty
 from tests.execution.ray_executor.running import (
     assert_same_records,
     carried_out,
@@ -19,6 +21,8 @@ from tests.execution.ray_executor.running import (
     wait_until,
     worker_at,
 )
+
+ClusterMaker = Callable[..., AbstractContextManager[Any]]
 
 
 def a_driver(address: str, out: Path, embedding: Path, scoring: Path, tasks: str) -> subprocess.Popen[str]:
@@ -97,6 +101,31 @@ def test_a_driver_that_is_asked_to_end_says_so_in_one_line_and_goes_on_where_it_
     assert worker_at(embedding) is None, "every image had been embedded before"
     assert {path: path.stat().st_mtime_ns for path in made} == made, "a finished record was made again"
     assert_same_records(out, undisturbed(tmp_path / "local", [embedding, scoring], **fields))
+
+
+def test_a_driver_whose_node_is_lost_says_so_and_goes_on_elsewhere(
+    make_cluster: ClusterMaker, folder: Callable[..., Path], image_folder: ImageFolderMaker, tmp_path: Path
+) -> None:
+    embedding, scoring, out = folder("embedding", slow=0.4), folder("scoring"), tmp_path / "out"
+    tasks = f"imagefolder:{image_folder(train=8, test=6)}"
+    with with_faulty(tmp_path), make_cluster() as cluster:
+        address = cluster.address
+        driver = a_driver(address, out, embedding, scoring, tasks)
+        wait_until(lambda: driver.poll() is not None or shards(out), "features")
+        cluster.head_node.kill_raylet()
+        told = driver.communicate(timeout=120)
+    assert driver.returncode == 1
+    assert told[1].splitlines()[-1].startswith("error: ")
+    assert f"the Ray cluster of --address {address}" in told[1]
+    assert told[1].endswith("was stored is kept; run the same command again to go on from here\n")
+    assert "Traceback" not in told[1]
+    kept = shards(out)
+    assert kept
+    nothing_goes_wrong(embedding, scoring)
+    with with_faulty(folder("again")):
+        result, _ = carried_out(out, executor="local", **the_same(embedding, scoring, tasks))
+    assert not result.failures
+    assert kept <= shards(out)
 
 
 def test_two_drivers_on_one_cluster_fill_one_folder(

@@ -67,6 +67,8 @@ def test_every_protocol_makes_the_same_records(
     _, failures, told = both(tmp_path, protocol="knn", options={"k": (1, 3)}, writer="driver", **common)
     assert not failures
     assert told.tracked["extract 4 jobs"] == (2 * 3 * (7 + 5 + 6 + 9), 2 * 3 * (7 + 5 + 6 + 9))
+    made = len(list((tmp_path / "ray" / "records").glob("*/**/*.json")))
+    assert told.tracked["score"] == (made, made), "some were scored beside the extraction"
     journal = the_journal(tmp_path / "ray")
     assert journal["executor"] == "ray"
     assert [job["state"] for job in journal["jobs"]] == ["done"] * 4

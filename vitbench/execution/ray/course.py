@@ -14,6 +14,7 @@ import ray
 from vitbench.execution.job import Job
 from vitbench.execution.plan import PlannedJob
 from vitbench.execution.ray import cluster
+from vitbench.execution.ray.process import heed_sigterm
 from vitbench.execution.ray.tasks import Supervisor
 from vitbench.execution.ray.watch import ADVANCED, BEGAN, LATE, Event
 from vitbench.execution.ray.worker import Problem, Setting
@@ -143,7 +144,9 @@ class Course:
 
         Raises:
             UsageError: No node is left on which a job fits.
+            StoppedError: SIGTERM has come.
         """
+        heed_sigterm()
         time_now = time.monotonic()
         if time_now - self._heard < LISTEN_SECONDS and not now:
             return

@@ -14,6 +14,7 @@ process. An address is therefore tried in a process of its own first, which is k
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -26,14 +27,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import filelock
+import psutil
 
-from vitbench.errors import StoreError, UsageError, one_line
+from vitbench.errors import StoppedError, StoreError, UsageError, one_line
+from vitbench.execution.ray.last_word import AGAIN, last_word
 from vitbench.execution.ray.process import (
     LOOPBACK,
     TOKEN,
@@ -51,9 +55,9 @@ REACH_SECONDS = 10.0
 JOIN_SECONDS = 30.0
 """How long a cluster may take to take a driver in; an idle one takes about two seconds."""
 CLIENT_STARTS = 6
-"""How often at most a client server is asked to take a driver in, to rehearse and to join, for the last time before
-`JOIN_SECONDS` are over. It starts a process for each, by a fork beside gRPC's threads, of which gRPC aborts one in ten before it
-begins (ray-project/ray#63202), most of all on a busy machine; another one is needed then."""
+"""How often at most a client server is asked to take a driver in, first to rehearse and then to join; both have `JOIN_SECONDS`
+together, before which the last attempt begins. It starts a process for each, by a fork beside gRPC's threads, of which gRPC
+aborts one in ten before it begins (ray-project/ray#63202), most of all on a busy machine; another one is needed then."""
 FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """No statistics are sent; a driver that `uv run` started does not ship its whole folder; no late call starts another Ray."""
@@ -62,6 +66,14 @@ _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _FOLDER = "vitbench-ray-"
 _LONGEST_FOLDER = 40
 """The path of a socket has 107 characters at most, of which Ray's own names take up to 66."""
+_NO_CLUSTER = (
+    "--address auto finds no Ray cluster on this machine: start one with `ray start --head`, name one by HOST:PORT or "
+    "ray://HOST:PORT, or leave --address out for a Ray of this run's own"
+)
+_TOKEN_HINT = (
+    "set RAY_AUTH_MODE=token; the token is read from ~/.ray/auth_token, where `ray start` has put it, or from the file that "
+    "RAY_AUTH_TOKEN_PATH names"
+)
 _NOT_STARTED = re.compile(r"Starting Ray client server failed|psutil\.(ZombieProcess|NoSuchProcess)")
 _REHEARSAL = """
 import json, sys
@@ -174,7 +186,8 @@ def own(cores: int | None = None) -> Iterator[None]:
             ) from error
         end_in_order()
         try:
-            yield
+            with _told_of("the Ray of this run"):
+                yield
         finally:
             ray.shutdown()
 
@@ -185,26 +198,52 @@ def joined(address: Address) -> Iterator[None]:
 
     Raises:
         UsageError: None answers, or it does not take this process.
+        StoppedError: It is lost; of one that is not joined from outside, Ray ends this process (see `last_word`).
     """
     ray = imported()
     if address.host:
         _reach(address)
+    else:
+        address = _beside_private(address)
     until = time.monotonic() + JOIN_SECONDS
     _rehearse(address, until)
     with token_kept(), sigterm_kept() as end_in_order, silent():
         try:
             with loopback_kept(address.host), native_silence(), hung_up_on():
                 _join(address, until)
+            logging.getLogger("ray.util.client.logsclient").setLevel(logging.CRITICAL)  # `ray.init` sets another
         except Exception as error:
             ray.shutdown()
             raise UsageError(
                 _refusal(address, [type(error).__name__, str(error), str(error.__cause__ or "")])
             ) from error
         end_in_order()
+        cluster = f"the Ray cluster of {address.told}"
         try:
-            yield
+            with _told_of(cluster, address):
+                yield
+        except Exception as error:
+            if not (address.client and _is_loss(error)):
+                raise
+            raise StoppedError(f"{cluster} is lost; {AGAIN}", status=1) from error
         finally:
             ray.shutdown()
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a client's error is that its cluster answers no more; with some calls it is gRPC's own."""
+    grpc: Any = importlib.import_module("grpc")
+    if isinstance(error, grpc.RpcError):
+        return getattr(error, "code", lambda: None)() is grpc.StatusCode.UNAVAILABLE
+    return isinstance(error, ConnectionError)
+
+
+def _told_of(cluster: str, address: Address | None = None) -> AbstractContextManager[None]:
+    """`last_word`, once Ray is there."""
+    if address and address.client:
+        return last_word(cluster, address.host, address.port)
+    host, _, port = imported().get_runtime_context().gcs_address.rpartition(":")
+    return last_word(cluster, host.strip("[]"), int(port))
 
 
 def _join(address: Address, until: float) -> None:
@@ -218,6 +257,27 @@ def _join(address: Address, until: float) -> None:
             if not left or not _NOT_STARTED.search(str(error)) or time.monotonic() > until:
                 raise
             ray.shutdown()
+
+
+def _beside_private(address: Address) -> Address:
+    """`auto` where Rays of other runs' own are on this machine, which Ray would take for clusters to join: the one that is none.
+
+    Raises:
+        UsageError: There are no others.
+    """
+    private, others = set[str](), set[str]()
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or [""]
+        if Path(command[0]).name == "raylet":
+            options = dict(word.removeprefix("--").split("=", 1) for word in command[1:] if "=" in word)
+            if place := options.get("gcs-address"):
+                (private if f"/{_FOLDER}" in options.get("session_dir", "") else others).add(place)
+    if private and not others:
+        raise UsageError(_NO_CLUSTER)
+    if not private or len(others) > 1:  # Ray says which it takes: the one that was started last
+        return address
+    host, _, port = others.pop().rpartition(":")
+    return replace(address, text=f"{host}:{port}", host=host.strip("[]"), port=int(port))
 
 
 def _reach(address: Address) -> None:
@@ -260,7 +320,7 @@ def _rehearsed(address: Address) -> list[str] | None:
     except subprocess.TimeoutExpired as error:
         raise UsageError(
             f"no Ray cluster answers at {address.told}: nothing came within {JOIN_SECONDS:g} s, though something takes "
-            f"connections there; {_advice(address)}"
+            f"connections there; {_silent_advice(address)}"
             if address.host
             else f"the Ray cluster of {address.told} does not answer within {JOIN_SECONDS:g} s; {_advice(address)}"
         ) from error
@@ -291,24 +351,23 @@ def _refusal(address: Address, problem: list[str]) -> str:
             "cluster's versions here, or start the cluster with this environment"
         )
     if "Could not find any running Ray instance" in both:
-        return (
-            "--address auto finds no Ray cluster on this machine: start one with `ray start --head`, name one by "
-            "HOST:PORT or ray://HOST:PORT, or leave --address out for a Ray of this run's own"
-        )
+        return _NO_CLUSTER
     if "No node info found" in both or "node info" in both:
         return (
             f"this machine is no node of the cluster of {address.told}: make it one with `ray start "
             f"--address={address.text}`, or join from outside with ray://HOST:10001 (Ray's client port)"
         )
     if "uthenticat" in both or "token" in both.lower():
-        return (
-            f"the cluster of {address.told} asks for a token that this process lacks or has another one of: set "
-            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-        )
+        return f"the cluster of {address.told} asks for a token that this process lacks or has another one of: {_TOKEN_HINT}"
     if kind == "ImportError" and "grpc" in both:
         return f'{address.told} needs Ray\'s client: pip install "vitbench[ray]"'
     said = re.split(r"\n|\. ", text.strip() or kind, maxsplit=1)[0][:200]
     return f"no Ray cluster answers at {address.told}: {said}; {_advice(address)}"
+
+
+def _silent_advice(address: Address) -> str:
+    # A client server that asks for a token says so in its own log alone.
+    return f"if it asks for a token, {_TOKEN_HINT}; else {_advice(address)}" if address.client else _advice(address)
 
 
 def _advice(address: Address) -> str:

@@ -17,6 +17,8 @@ from vitbench.errors import StoppedError
 LOOPBACK = "127.0.0.1"
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
+_came = threading.Event()
+"""SIGTERM has."""
 
 
 def is_loopback(host: str) -> bool:
@@ -115,6 +117,18 @@ def _forget_token() -> None:
         library.AuthenticationTokenLoader.instance().reset_cache()
 
 
+def heed_sigterm() -> None:
+    """End what is under way if SIGTERM has come: one that came while an object was let go Python has only printed.
+
+    Raises:
+        StoppedError: It has, since `sigterm_kept` was entered.
+    """
+    if _came.is_set():
+        raise StoppedError(
+            "stopped by SIGTERM: run the same command again to go on from here", 128 + signal.SIGTERM
+        ) from None
+
+
 @contextmanager
 def sigterm_kept() -> Iterator[Callable[[], None]]:
     """What SIGTERM does is afterwards as it was before; inside, what is under way ends in order, as at Ctrl-C.
@@ -129,11 +143,10 @@ def sigterm_kept() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     before = signal.getsignal(signal.SIGTERM)
-    came = False
+    _came.clear()
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
+        _came.set()
         sys.exit(128 + number)
 
     def end_in_order() -> None:
@@ -141,14 +154,13 @@ def sigterm_kept() -> Iterator[Callable[[], None]]:
 
     try:
         yield end_in_order
-    except SystemExit:
-        # Not by its code: where Ray's compiled part waits for something, it makes any exit one of status 1.
-        if not came:
-            raise
-        raise StoppedError(
-            "stopped by SIGTERM: run the same command again to go on from here", 128 + signal.SIGTERM
-        ) from None
+    except BaseException:
+        # Not by its kind or code: where Ray's compiled part waits for something, it makes any exit one of status 1, and what
+        # cleans up on the way out may fail.
+        heed_sigterm()
+        raise
     finally:
+        _came.clear()
         if before is not None:  # None is a handler that Python did not set, and cannot set again
             signal.signal(signal.SIGTERM, before)
 

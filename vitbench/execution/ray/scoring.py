@@ -30,6 +30,7 @@ class Scoring:
         self._waiting: deque[tuple[Job, Portion]] = deque()
         self._left: Counter[int] = Counter()
         self._held: tuple[tuple[int, str], dict[str, PutFeatures]] | None = None
+        self._written = 0
         self._advance: Callable[[int], None] = lambda records: None
 
     def ready(self, job: Job) -> None:
@@ -48,8 +49,9 @@ class Scoring:
 
     def finish(self) -> None:
         """Until everything has been scored."""
-        total = sum(len(portion.cells) for _, portion in self._waiting) + self._supervisor.size
-        with self._course.run.reporter.track("score", total, "records") as advance:
+        left = sum(len(portion.cells) for _, portion in self._waiting) + self._supervisor.size
+        with self._course.run.reporter.track("score", self._written + left, "records") as advance:
+            advance(self._written)
             self._advance = advance
             while self._waiting or len(self._supervisor):
                 self._course.listen()
@@ -99,6 +101,7 @@ class Scoring:
             for outcome, seconds in result.outcomes:
                 run.made.add(keep(job, portion.name, outcome, test, seconds, source, run.results))
                 run.result.written += 1
+                self._written += 1
                 self._advance(1)
         if result.problem is not None and result.problem.kind:
             self._course.fail(job, unscored(job, portion.name, result.problem.text))

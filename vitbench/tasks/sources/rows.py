@@ -133,8 +133,8 @@ def file_digest(path: Path) -> str:
 
 
 def text_digest(parts: Iterable[str]) -> str:
-    """sha256 of some lines of text, none of which holds a line break."""
+    """sha256 of some lines of text, none of which holds a line break; file names among them need not be UTF-8."""
     digest = hashlib.sha256()
     for number, part in enumerate(parts):
-        digest.update(f"\n{part}".encode() if number else part.encode())
+        digest.update((f"\n{part}" if number else part).encode(errors="surrogateescape"))
     return digest.hexdigest()
