@@ -89,6 +89,7 @@ def problem_of(features: FeatureSet, name: str, num_classes: int, split: str) ->
         if not bad:
             moments = moments or Moments(dimension, num_classes, x.device)
             moments.add(finite(x, split), labels)
+        del x  # or it would be held while the next is read
     if bad or moments is None:
         raise DataError(not_finite(bad, size, split))
     return ridge.summarised(moments)
@@ -98,3 +99,4 @@ def _parts(features: FeatureSet, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     for rows, x in features.chunks(name):
         part = with_float64(x)
         yield part, torch.from_numpy(features.labels[rows]).to(part.device)
+        del x, part  # before the next is read

@@ -92,7 +92,10 @@ def choose_streamed(
     """
     kept = tuple(grid)
     if criterion == "squared_error":
-        ends = [part.free.aminmax(dim=0) for part in (_parts(_on(spectrum, *some), grid) for some in rows())]
+        ends = []
+        for some in rows():
+            ends.append(_parts(_on(spectrum, *some), grid).free.aminmax(dim=0))
+            del some  # or it would be held while the next is read
         low, high = (
             torch.stack([end.min for end in ends]).amin(dim=0),
             torch.stack([end.max for end in ends]).amax(dim=0),
@@ -102,6 +105,7 @@ def choose_streamed(
     for some in rows():
         part = _on(spectrum, *some)
         total.add(_sums(part.problem, _parts(part, kept)))
+        del some, part
     return _best(_as_curve(spectrum, kept, total), criterion)
 
 
