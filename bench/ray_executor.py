@@ -1,6 +1,6 @@
 """The Ray executor against the local one, on this machine: what it costs, how it scales, and what one small task costs.
 
-    python bench/ray_executor.py [--images 800] [--scaled 3600] [--repeats 2] [--tasks 1000]
+    python bench/ray_executor.py [--images 800] [--scaled 1800] [--repeats 3] [--tasks 1000]
 
 A ViT-S/16 with random weights at 224 pixels and JPEG photographs of 500 x 375 pixels; shots 1, 5, 10 and 25, seeds 0, 1 and 2,
 three representations, the penalty chosen by leave-one-out. Every run begins with an empty output folder.
@@ -168,9 +168,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=800, help="test images of the runs that are compared for cost")
     parser.add_argument(
-        "--scaled", type=int, default=3600, help="test images of the runs that are compared for scaling"
+        "--scaled", type=int, default=1800, help="test images of the runs that are compared for scaling"
     )
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=1000)
     arguments = parser.parse_args()
     cores = torch.get_num_threads()
