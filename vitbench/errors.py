@@ -50,6 +50,11 @@ class StoppedError(VitbenchError):
         self.status = status
 
 
+def printable(text: str) -> str:
+    """A text that any file and terminal takes: the bytes of a file name that are not UTF-8 are written with backslashes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line of a message, at most 200 characters; an exception's type where it has no message."""
     lines = str(error).strip().splitlines()

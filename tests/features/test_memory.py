@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 import vitbench
-from vitbench.features import extract
+from vitbench.features import extract, writer
 from vitbench.features.store import FeatureStore
 from vitbench.tasks import transforms
 
 torch.set_num_threads(1)
-extract.FLUSH_BYTES = 2 * 2**20
+writer.FLUSH_BYTES = 2 * 2**20
 images, out = int(sys.argv[1]), Path(sys.argv[2])
 backbone = vitbench.load_backbone("pixels", device="cpu")
 picture = Image.fromarray(np.zeros((32, 32, 3), np.uint8))

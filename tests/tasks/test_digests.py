@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def test_a_cache_that_another_process_writes_to_is_done_without(
     assert len(read) == 4
 
 
+def test_a_cache_that_takes_no_more_is_still_read(
+    files: list[Path], read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "FILES_AT_ONCE", 1)
+    more = files[0].with_name("0.png")
+    more.write_text("more")
+    os.utime(more, (1e9, 1e9))
+    file_digests(files[0].parent, files)
+    (place,) = digests.cache_folder().rglob("*.sqlite")
+    with closing(sqlite3.connect(place, isolation_level=None)) as database:
+        monkeypatch.setattr(digests, "WAIT_SECONDS", 0.01)
+        database.execute("BEGIN IMMEDIATE")
+        assert len(file_digests(files[0].parent, [more, *files])) == 3
+    assert sorted(read) == ["0.png", "a.png", "b.png"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no such name")
 def test_a_name_that_is_no_text_is_kept_too(files: list[Path], read: list[str]) -> None:
     odd = Path(os.fsdecode(os.fsencode(files[0].parent) + b"/\xff.png"))
     files[0].rename(odd)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec
-from vitbench.errors import GivenUpError, StoppedError, VitbenchError, first_line
+from vitbench.errors import GivenUpError, StoppedError, VitbenchError, first_line, printable
 from vitbench.execution.config import RunConfig
 from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare, recall_for
 from vitbench.execution.journal import Journal, NoJournal
@@ -235,6 +235,7 @@ class LocalRun:
 
     def keep_traceback(self, line: str, text: str) -> str:
         """Write the traceback of an unexpected error below the output folder; the error's line, with where that is."""
+        text = printable(text)
         if self.dry_run:
             return f"{line} (unexpected)"
         path = self.config.out / "failures" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
@@ -250,6 +251,7 @@ class LocalRun:
             backbone: Whose job it is; empty for every backbone's.
             task: Of which task; empty for every task's.
         """
+        line = printable(line)
         if error is not None and self.result.first_error is None:
             # A copy: the error itself would hold, by its traceback, the backbone and the features of the failed job.
             self.result.first_error = type(error)(str(error))

@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -186,7 +186,7 @@ def own(cores: int | None = None) -> Iterator[None]:
             ) from error
         end_in_order()
         try:
-            with _told_of("the Ray of this run"):
+            with last_word("this run was killed, or its Ray was lost", *_head()):
                 yield
         finally:
             ray.shutdown()
@@ -204,7 +204,7 @@ def joined(address: Address) -> Iterator[None]:
     if address.host:
         _reach(address)
     else:
-        address = _beside_private(address)
+        _refuse_private()
     until = time.monotonic() + JOIN_SECONDS
     _rehearse(address, until)
     with token_kept(), sigterm_kept() as end_in_order, silent():
@@ -235,15 +235,21 @@ def _is_loss(error: Exception) -> bool:
     grpc: Any = importlib.import_module("grpc")
     if isinstance(error, grpc.RpcError):
         return getattr(error, "code", lambda: None)() is grpc.StatusCode.UNAVAILABLE
-    return isinstance(error, ConnectionError)
+    return type(error) is ConnectionError  # not what a pipe or a store raises
 
 
-def _told_of(cluster: str, address: Address | None = None) -> AbstractContextManager[None]:
-    """`last_word`, once Ray is there."""
-    if address and address.client:
-        return last_word(cluster, address.host, address.port)
+def _told_of(cluster: str, address: Address) -> AbstractContextManager[None]:
+    """`last_word` for a cluster that was joined."""
+    lost = f"{cluster} is lost, and this run was ended with it"
+    if address.client:
+        return last_word("this run was killed", address.host, address.port, lost)
+    return last_word(f"this run was killed, or the node of {cluster} that it belonged to was lost", *_head(), lost)
+
+
+def _head() -> tuple[str, int]:
+    """Host and port of the head of the Ray that is there."""
     host, _, port = imported().get_runtime_context().gcs_address.rpartition(":")
-    return last_word(cluster, host.strip("[]"), int(port))
+    return host.strip("[]"), int(port)
 
 
 def _join(address: Address, until: float) -> None:
@@ -259,11 +265,11 @@ def _join(address: Address, until: float) -> None:
             ray.shutdown()
 
 
-def _beside_private(address: Address) -> Address:
-    """`auto` where Rays of other runs' own are on this machine, which Ray would take for clusters to join: the one that is none.
+def _refuse_private() -> None:
+    """Refuse `auto` where Ray could take another run's own Ray, which it finds by its processes, for the cluster that is meant.
 
     Raises:
-        UsageError: There are no others.
+        UsageError: There is no other, or Ray does not know which was started last.
     """
     private, others = set[str](), set[str]()
     for process in psutil.process_iter(["cmdline"]):
@@ -274,10 +280,12 @@ def _beside_private(address: Address) -> Address:
                 (private if f"/{_FOLDER}" in options.get("session_dir", "") else others).add(place)
     if private and not others:
         raise UsageError(_NO_CLUSTER)
-    if not private or len(others) > 1:  # Ray says which it takes: the one that was started last
-        return address
-    host, _, port = others.pop().rpartition(":")
-    return replace(address, text=f"{host}:{port}", host=host.strip("[]"), port=int(port))
+    services: Any = importlib.import_module("ray._private.services")
+    if private and services.find_bootstrap_address(None) not in others:
+        raise UsageError(
+            f"--address auto finds {' and '.join(sorted(others))} on this machine, and beside it another run's own Ray, which "
+            "Ray cannot tell from it: name the cluster by HOST:PORT"
+        )
 
 
 def _reach(address: Address) -> None:

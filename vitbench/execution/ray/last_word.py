@@ -18,33 +18,37 @@ _TELLER = """
 import socket, sys
 if sys.stdin.buffer.read(1):
     sys.exit()
-host, port, seconds, lost, killed = sys.argv[1:]
+host, port, seconds, lost, ended = sys.argv[1:]
 try:
     socket.create_connection((host, int(port)), timeout=float(seconds)).close()
 except OSError:
     print(lost, file=sys.stderr)
 else:
-    print(killed, file=sys.stderr)
+    print(ended, file=sys.stderr)
 """
 
 
 @contextmanager
-def last_word(cluster: str, host: str, port: int) -> Iterator[None]:
+def last_word(ended: str, host: str, port: int, lost: str = "") -> Iterator[None]:
     """Inside, an end of this process that passes by Python is told on standard error, in one line.
 
     Args:
-        cluster: How messages name the cluster.
-        host: The host of what this process needs of it, its head or its client server.
+        ended: What has happened then.
+        host: The host of what this process needs of its cluster, the head or the client server.
         port: Its port.
+        lost: What has happened where nothing answers there; empty for the same.
     """
-    lost = f"error: {cluster} is lost, and Ray ended this run with it; {AGAIN}"
-    killed = f"error: this run was killed, or the node of {cluster} that it belonged to was lost; {AGAIN}"
-    teller = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _TELLER, host, str(port), str(REACH_SECONDS), lost, killed],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the run, which may take its time to end in order
-    )
+    lines = [f"error: {told}; {AGAIN}" for told in (lost or ended, ended)]
+    try:
+        teller = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _TELLER, host, str(port), str(REACH_SECONDS), *lines],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the run, which may take its time to end in order
+        )
+    except OSError:  # the run can do without
+        yield
+        return
     try:
         yield
     finally:

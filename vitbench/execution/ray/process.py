@@ -17,8 +17,8 @@ from vitbench.errors import StoppedError
 LOOPBACK = "127.0.0.1"
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
-_came = threading.Event()
-"""SIGTERM has."""
+_came: set[int] = set()
+"""SIGTERM, if it has: a handler can be interrupted by itself, so nothing here may lock."""
 
 
 def is_loopback(host: str) -> bool:
@@ -123,7 +123,7 @@ def heed_sigterm() -> None:
     Raises:
         StoppedError: It has, since `sigterm_kept` was entered.
     """
-    if _came.is_set():
+    if _came:
         raise StoppedError(
             "stopped by SIGTERM: run the same command again to go on from here", 128 + signal.SIGTERM
         ) from None
@@ -146,7 +146,7 @@ def sigterm_kept() -> Iterator[Callable[[], None]]:
     _came.clear()
 
     def end(number: int, frame: FrameType | None) -> None:
-        _came.set()
+        _came.add(number)
         sys.exit(128 + number)
 
     def end_in_order() -> None:
@@ -160,9 +160,9 @@ def sigterm_kept() -> Iterator[Callable[[], None]]:
         heed_sigterm()
         raise
     finally:
-        _came.clear()
         if before is not None:  # None is a handler that Python did not set, and cannot set again
             signal.signal(signal.SIGTERM, before)
+        _came.clear()
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def each_digest(root: Path, files: Iterable[Path]) -> Iterator[str]:
     Raises:
         DataError: A file cannot be read.
     """
-    place = cache_folder() / "digests" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:20]}.sqlite"
+    place = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:20]}.sqlite"
     waiting = iter(files)
     with closing(_Kept(place)) as kept, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         while part := list(islice(waiting, FILES_AT_ONCE)):
@@ -79,6 +79,7 @@ class _Kept:
     def __init__(self, place: Path) -> None:
         self._place = place
         self._database: sqlite3.Connection | None = None
+        self._takes_more = True
         with self._else_without():
             place.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(place, timeout=WAIT_SECONDS)
@@ -98,9 +99,14 @@ class _Kept:
     def keep(self, entries: Sequence[tuple[bytes, str]]) -> None:
         """Keep entries of some files, by their absolute paths."""
         with self._else_without():
-            if self._database and entries:
-                with self._database:
-                    self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", entries)
+            if self._database and entries and self._takes_more:
+                try:
+                    with self._database:
+                        self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?)", entries)
+                except (
+                    sqlite3.OperationalError
+                ):  # locked, read-only, or on a full disk: what is there can still be read
+                    self._takes_more = False
 
     def close(self) -> None:
         """Let go of it."""
@@ -110,11 +116,11 @@ class _Kept:
 
     @contextmanager
     def _else_without(self) -> Iterator[None]:
-        """Go on without the cache where it fails; a damaged one, unlike one that is locked or on a full disk, is removed."""
+        """Go on without the cache where it fails; one that is damaged, which is an error of no narrower kind, is removed."""
         try:
             yield
         except (OSError, sqlite3.Error) as error:
             self.close()
-            if not isinstance(error, OSError | sqlite3.OperationalError):
+            if type(error) is sqlite3.DatabaseError:
                 with suppress(OSError):
                     self._place.unlink()
