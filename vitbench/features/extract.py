@@ -18,7 +18,7 @@ from torch import Tensor
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import Atom
 from vitbench.errors import UsageError
-from vitbench.features import profile
+from vitbench.features import heap, profile
 from vitbench.features.featureset import FeatureSet, IntArray, LazyRepresentations
 from vitbench.features.precision import image_layout, packed_linears
 from vitbench.features.store import FeatureStore
@@ -133,12 +133,13 @@ def _embed(
 ) -> None:
     """Embed `rows` in batches and append shards; a shard is whole batches, so that a resumed run forms the same batches."""
     writer = ShardWriter(store, len(rows))
-    try:
-        for batch, values in embedded(backbone, split, preprocessing, atoms, rows, options):
-            writer.add(batch, {str(atom): value for atom, value in values.items()})
-            options.progress(len(batch))
-    finally:
-        writer.flush()
+    with heap.kept(backbone.device):
+        try:
+            for batch, values in embedded(backbone, split, preprocessing, atoms, rows, options):
+                writer.add(batch, {str(atom): value for atom, value in values.items()})
+                options.progress(len(batch))
+        finally:
+            writer.flush()
 
 
 def embedded(

@@ -3,7 +3,8 @@
 What goes wrong is said by files in a folder, which is the backbone's name (`faulty:/path/to/folder`) or the protocol's option
 `faults`. For each of the words `hang`, `hold`, `exit`, `crash`, `eat`, a file `WORD` does it every time, and a file
 `WORD-once` once.
-A file `slow` holds the seconds that every call takes. A call leaves a file `pid-<number of its process>`.
+A file `slow` holds the seconds that every call takes. A call leaves a file `pid-<number of its process>`,
+with the number of heaps that the process may have.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class FaultyNeighbours(NearestNeighbours):
 
 def go_wrong(folder: Path) -> None:
     """Do what the files of the folder say."""
-    (folder / f"pid-{os.getpid()}").touch()
+    (folder / f"pid-{os.getpid()}").write_text(os.environ.get("MALLOC_ARENA_MAX", "any"))
     for word in ("hang", "hold", "exit", "crash", "eat"):
         try:
             (folder / f"{word}-once").unlink()

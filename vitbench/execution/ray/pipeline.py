@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from vitbench.execution.ray.cluster import PerJob
 from vitbench.execution.ray.worker import Embedder, Setting
+from vitbench.features import heap
 
 _STOP_SECONDS = 10.0
 
@@ -57,6 +58,7 @@ def _dataset(units: Sequence[str], setting: Setting, per_job: PerJob) -> Any:
         compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=per_job.cpus,
         num_gpus=per_job.gpus,
+        runtime_env={} if per_job.gpus else {"env_vars": dict(heap.ENVIRONMENT)},
     )
 
 
