@@ -23,6 +23,7 @@ from torch import nn
 from vitbench.backbones.base import Backbone
 from vitbench.execution.job import Job
 from vitbench.execution.plan import PlannedJob
+from vitbench.features import heap
 from vitbench.features.cost import device_name
 from vitbench.features.precision import packed_linears
 from vitbench.protocols.base import Cell
@@ -369,7 +370,8 @@ def _linear_rate(device: str, dtype: str) -> float:
     layer, rows = nn.Linear(768, 3072).to(place), _ROWS.get(place.type, _ROWS["cpu"])
     values = torch.zeros(rows, 768, device=place)
     autocast = torch.autocast(place.type, getattr(torch, dtype), enabled=dtype != "float32")
-    with torch.inference_mode(), autocast, packed_linears([layer], place, dtype, rows):
+    packed = packed_linears([layer], place, dtype, rows)
+    with heap.kept(place), torch.inference_mode(), autocast, packed:
         return 2.0 * rows * 768 * 3072 / _least_seconds(lambda: layer(values))
 
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import DTYPES, Atom
 from vitbench.errors import UsageError, unknown
+from vitbench.features import heap
 from vitbench.features.cost_memory import cpu_peak_memory
 from vitbench.features.extract import TOKENS, default_batch, is_out_of_memory
 from vitbench.features.load import AUTO, backbone_name, load_backbone
@@ -156,7 +157,8 @@ def _seconds(backbone: Backbone, atoms: frozenset[Atom], size: int, repeats: int
     layout = image_layout(backbone.modules, backbone.device, backbone.dtype)
     pixels = _noise(backbone, size).contiguous(memory_format=layout)
     seconds = []
-    with packed_linears(backbone.modules, backbone.device, backbone.dtype, size * TOKENS):
+    packed = packed_linears(backbone.modules, backbone.device, backbone.dtype, size * TOKENS)
+    with heap.kept(backbone.device), packed:
         for number in range(WARM_UP + repeats):
             _synchronise(backbone.device)
             started = time.perf_counter()

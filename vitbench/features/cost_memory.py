@@ -6,17 +6,16 @@ there would be too low. The answer is one line of JSON on standard output.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from vitbench.backbones.base import Backbone
+from vitbench.features import heap
 from vitbench.features.extract import TOKENS
 from vitbench.features.load import load_backbone
 from vitbench.features.precision import image_layout, packed_linears
@@ -78,7 +77,8 @@ def _measure(spec: str, dtype: str, batch_size: int, threads: int) -> dict[str, 
     atoms = frozenset(atom for name in backbone.available() for atom in backbone.resolve(name))
     size = (3, *backbone.input_size)
     backbone.encode_atoms(torch.randn(1, *size), atoms)
-    _give_back_freed_memory()
+    heap.give_back()  # the batch would use it again, unseen
+    heap.keep(backbone.device)
     try:
         _CLEAR.write_text("5")  # the peak begins anew (proc(5))
         before = _resident("VmRSS")
@@ -96,12 +96,6 @@ def _resident(field: str) -> int:
     """`VmRSS` (now) or `VmHWM` (peak), bytes."""
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
     return int(lines[field].split()[0]) * 1024
-
-
-def _give_back_freed_memory() -> None:
-    """Have the C library return what was freed after loading: the batch would use it again, unseen."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

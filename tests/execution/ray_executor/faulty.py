@@ -4,13 +4,14 @@ What goes wrong is said by files in a folder, which is the backbone's name (`fau
 `faults`. For each of the words `hang`, `hold`, `exit`, `crash`, `eat`, a file `WORD` does it every time, and a file
 `WORD-once` once.
 A file `slow` holds the seconds that every call takes. A call leaves a file `pid-<number of its process>`,
-with the number of heaps that the process may have.
+with whether it came from the process's first thread.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class FaultyNeighbours(NearestNeighbours):
 
 def go_wrong(folder: Path) -> None:
     """Do what the files of the folder say."""
-    (folder / f"pid-{os.getpid()}").write_text(os.environ.get("MALLOC_ARENA_MAX", "any"))
+    (folder / f"pid-{os.getpid()}").write_text(str(threading.current_thread() is threading.main_thread()))
     for word in ("hang", "hold", "exit", "crash", "eat"):
         try:
             (folder / f"{word}-once").unlink()

@@ -23,9 +23,10 @@ import vitbench
 from vitbench.errors import StoppedError, StoreError, UsageError
 from vitbench.execution.config import RunConfig, make_config
 from vitbench.execution.ray import environment, joining
+from vitbench.execution.ray.address import parse_address
+from vitbench.execution.ray.address import refusal as refusal_of
 from vitbench.execution.ray.cluster import Node, PerJob, check_workers, connected, nodes, per_job, recounted
 from vitbench.execution.ray.course import Course
-from vitbench.execution.ray.joining import parse_address
 from vitbench.execution.ray.process import heed_sigterm
 from vitbench.records.provenance import LIBRARIES
 
@@ -213,7 +214,7 @@ MISMATCH = (
     ],
 )
 def test_a_refusal_is_told_in_one_line(problem: list[str], words: str) -> None:
-    told = joining._refusal(parse_address("head:6379"), problem)
+    told = refusal_of(parse_address("head:6379"), problem)
     assert words in told
     assert "\n" not in told
 

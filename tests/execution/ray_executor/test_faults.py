@@ -67,8 +67,7 @@ def test_a_worker_killed_at_a_unit_and_one_killed_at_scoring_are_replaced(
     assert "its worker was lost" in again[1]
     assert [line.split(" ", 1)[1] for line in the_journal(tmp_path / "ray")["retried"]] == again
     assert told.tracked[f"extract faulty:embedding · {result.planned[0].task}"] == (48, 48)
-    heaps = {place.name: {seen.read_text() for seen in place.glob("pid-*")} for place in (embedding, scoring)}
-    assert heaps == {"embedding": {"1"}, "scoring": {"any"}}, "a worker that embeds keeps what a forward pass frees"
+    assert {seen.read_text() for seen in embedding.glob("pid-*")} - {""} == {"True"}, "only there a heap can be kept"
     assert_same_records(tmp_path / "ray", undisturbed(tmp_path / "local", [embedding, scoring], **fields))
 
 

@@ -1,6 +1,6 @@
 """The cluster that carries out a run: joining it, what one job gets of it, and whether its workers compute as this process does.
 
-What a Ray of our own listens on, and how an address that does not answer is told, is in `joining`.
+What a Ray of our own listens on is in `joining`; how an address that does not answer is told, in `address`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 from vitbench.errors import UsageError, listed, one_line
 from vitbench.execution.config import AUTO, RunConfig
 from vitbench.execution.ray import environment
-from vitbench.execution.ray.joining import imported, joined, own, parse_address
+from vitbench.execution.ray.address import parse_address
+from vitbench.execution.ray.joining import imported, joined, own
 from vitbench.records.atomic import TEMPORARY_PREFIX, check_writable, write_text
 from vitbench.records.provenance import LIBRARIES
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from vitbench.execution.job import Job
 from vitbench.execution.plan import PlannedJob
 from vitbench.execution.ray import cluster
+from vitbench.execution.ray.joining import is_loss
 from vitbench.execution.ray.process import heed_sigterm
 from vitbench.execution.ray.tasks import Supervisor
 from vitbench.execution.ray.watch import ADVANCED, BEGAN, LATE, Event
@@ -52,6 +53,8 @@ class Course:
         self.listeners: dict[str, Callable[[Event], None]] = {}
         self.advance: Callable[[int], None] = lambda images: None
         self.units: Counter[str] = Counter()
+        client: Any = ray.util.client.ray
+        self._from_outside = bool(client.is_connected())
         self._jobs: list[Job] = []
         self._planned: dict[int, PlannedJob] = {}
         self._failed: set[int] = set()
@@ -125,10 +128,12 @@ class Course:
 
     @contextmanager
     def keeping(self, job: Job) -> Iterator[None]:
-        """What goes wrong inside, such as a full disk, is this job's alone."""
+        """What goes wrong inside, such as a full disk, is this job's alone; but not the loss of the cluster."""
         try:
             yield
         except Exception as error:
+            if self._from_outside and is_loss(error):
+                raise
             self.lose(job, Problem.of(error))
 
     @property

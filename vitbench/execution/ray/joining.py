@@ -18,7 +18,6 @@ import importlib
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -28,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +35,14 @@ import filelock
 import psutil
 
 from vitbench.errors import StoppedError, StoreError, UsageError, one_line
+from vitbench.execution.ray.address import (
+    NO_CLUSTER,
+    NOT_STARTED,
+    Address,
+    advice,
+    refusal,
+    silent_advice,
+)
 from vitbench.execution.ray.last_word import AGAIN, last_word
 from vitbench.execution.ray.process import (
     LOOPBACK,
@@ -58,7 +64,6 @@ CLIENT_STARTS = 6
 """How often at most a client server is asked to take a driver in, first to rehearse and then to join; both have `JOIN_SECONDS`
 together, before which the last attempt begins. It starts a process for each, by a fork beside gRPC's threads, of which gRPC
 aborts one in ten before it begins (ray-project/ray#63202), most of all on a busy machine; another one is needed then."""
-FORMS = "auto, HOST:PORT, ray://HOST:PORT, or nothing for a Ray on this machine"
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
 """No statistics are sent; a driver that `uv run` started does not ship its whole folder; no late call starts another Ray."""
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -66,15 +71,6 @@ _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _FOLDER = "vitbench-ray-"
 _LONGEST_FOLDER = 40
 """The path of a socket has 107 characters at most, of which Ray's own names take up to 66."""
-_NO_CLUSTER = (
-    "--address auto finds no Ray cluster on this machine: start one with `ray start --head`, name one by HOST:PORT or "
-    "ray://HOST:PORT, or leave --address out for a Ray of this run's own"
-)
-_TOKEN_HINT = (
-    "set RAY_AUTH_MODE=token; the token is read from ~/.ray/auth_token, where `ray start` has put it, or from the file that "
-    "RAY_AUTH_TOKEN_PATH names"
-)
-_NOT_STARTED = re.compile(r"Starting Ray client server failed|psutil\.(ZombieProcess|NoSuchProcess)")
 _REHEARSAL = """
 import json, sys
 try:
@@ -88,28 +84,6 @@ except Exception as error:
     problem = [type(error).__name__, str(error), str(error.__cause__ or "")]
 print(json.dumps(problem))
 """
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a cluster is asked for.
-
-    Attributes:
-        text: What `ray.init` takes.
-        told: How messages name it.
-        host: Its host; `""` for `auto`.
-        port: Its port.
-    """
-
-    text: str
-    told: str
-    host: str = ""
-    port: int = 0
-
-    @property
-    def client(self) -> bool:
-        """Whether it is joined from outside, through its client server."""
-        return self.text.startswith("ray://")
 
 
 def imported() -> ModuleType:
@@ -128,23 +102,6 @@ def imported() -> ModuleType:
             'pip install "vitbench[ray]", or take --executor local'
         ) from error
     return ray
-
-
-def parse_address(text: str) -> Address:
-    """Read `--address`; `auto` is what the variable RAY_ADDRESS says, where it is set.
-
-    Raises:
-        UsageError: It has none of the forms.
-    """
-    told = f"--address {text}"
-    if text == "auto" and (text := os.environ.get("RAY_ADDRESS", "").strip() or "auto") != "auto":
-        told = f"--address auto (RAY_ADDRESS={text})"
-    if text == "auto":
-        return Address(text, told)
-    match = re.fullmatch(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})", text)
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise UsageError(f"{told} is no address of a Ray cluster: write {FORMS}")
-    return Address(text, told, match["host"].strip("[]"), int(match["port"]))
 
 
 @contextmanager
@@ -215,7 +172,7 @@ def joined(address: Address) -> Iterator[None]:
         except Exception as error:
             ray.shutdown()
             raise UsageError(
-                _refusal(address, [type(error).__name__, str(error), str(error.__cause__ or "")])
+                refusal(address, [type(error).__name__, str(error), str(error.__cause__ or "")])
             ) from error
         end_in_order()
         cluster = f"the Ray cluster of {address.told}"
@@ -223,14 +180,14 @@ def joined(address: Address) -> Iterator[None]:
             with _told_of(cluster, address):
                 yield
         except Exception as error:
-            if not (address.client and _is_loss(error)):
+            if not (address.client and is_loss(error)):
                 raise
             raise StoppedError(f"{cluster} is lost; {AGAIN}", status=1) from error
         finally:
             ray.shutdown()
 
 
-def _is_loss(error: Exception) -> bool:
+def is_loss(error: Exception) -> bool:
     """Whether a client's error is that its cluster answers no more; with some calls it is gRPC's own."""
     grpc: Any = importlib.import_module("grpc")
     if isinstance(error, grpc.RpcError):
@@ -260,7 +217,7 @@ def _join(address: Address, until: float) -> None:
             ray.init(address=address.text, log_to_driver=False, logging_level="CRITICAL")
             return
         except ConnectionError as error:
-            if not left or not _NOT_STARTED.search(str(error)) or time.monotonic() > until:
+            if not left or not NOT_STARTED.search(str(error)) or time.monotonic() > until:
                 raise
             ray.shutdown()
 
@@ -279,7 +236,7 @@ def _refuse_private() -> None:
             if place := options.get("gcs-address"):
                 (private if f"/{_FOLDER}" in options.get("session_dir", "") else others).add(place)
     if private and not others:
-        raise UsageError(_NO_CLUSTER)
+        raise UsageError(NO_CLUSTER)
     services: Any = importlib.import_module("ray._private.services")
     if private and services.find_bootstrap_address(None) not in others:
         raise UsageError(
@@ -294,17 +251,17 @@ def _reach(address: Address) -> None:
         socket.create_connection((address.host, address.port), timeout=REACH_SECONDS).close()
     except OSError as error:
         reason = f"no answer within {REACH_SECONDS:g} s" if isinstance(error, TimeoutError) else error.strerror or error
-        raise UsageError(f"no Ray cluster answers at {address.told}: {reason}; {_advice(address)}") from error
+        raise UsageError(f"no Ray cluster answers at {address.told}: {reason}; {advice(address)}") from error
 
 
 def _rehearse(address: Address, until: float) -> None:
     """Join in a process of its own and leave again, so that what hangs or aborts there does so in bounded time."""
     for _ in range(CLIENT_STARTS):
         problem = _rehearsed(address)
-        if problem is None or not _NOT_STARTED.search(problem[1]) or time.monotonic() > until:
+        if problem is None or not NOT_STARTED.search(problem[1]) or time.monotonic() > until:
             break
     if problem is not None:
-        raise UsageError(_refusal(address, problem))
+        raise UsageError(refusal(address, problem))
 
 
 def _rehearsed(address: Address) -> list[str] | None:
@@ -328,9 +285,9 @@ def _rehearsed(address: Address) -> list[str] | None:
     except subprocess.TimeoutExpired as error:
         raise UsageError(
             f"no Ray cluster answers at {address.told}: nothing came within {JOIN_SECONDS:g} s, though something takes "
-            f"connections there; {_silent_advice(address)}"
+            f"connections there; {silent_advice(address)}"
             if address.host
-            else f"the Ray cluster of {address.told} does not answer within {JOIN_SECONDS:g} s; {_advice(address)}"
+            else f"the Ray cluster of {address.told} does not answer within {JOIN_SECONDS:g} s; {advice(address)}"
         ) from error
     last = done.stdout.strip().splitlines()[-1:]
     try:
@@ -338,59 +295,6 @@ def _rehearsed(address: Address) -> list[str] | None:
     except (IndexError, ValueError):
         problem = ["", f"the process that tried it ended with status {done.returncode}", ""]
     return problem
-
-
-def _refusal(address: Address, problem: list[str]) -> str:
-    """What to tell of an error that joining raised: its type, its text, and its cause's."""
-    kind, text, cause = problem
-    both = f"{text}\n{cause}"
-    if _NOT_STARTED.search(both):
-        return (
-            f"the client server of {address.told} takes connections and fails again and again to start a process for "
-            "this driver: see ray_client_server.err in the log folder of the cluster's head, or start the run on a node of the "
-            "cluster with its HOST:PORT"
-        )
-    if "ersion mismatch" in both or "rotocol version" in both:
-        found = re.findall(r"(?:Ray|Python): *(\S+)", both)
-        cluster = f"Ray {found[0]} on Python {found[1]}" if len(found) == 4 else "another version of Ray or Python"
-        here = f"Ray {found[2]} on Python {found[3]}" if len(found) == 4 else f"Ray {imported().__version__}"
-        return (
-            f"the cluster of {address.told} runs {cluster}, and this process {here}: both must be the same; install the "
-            "cluster's versions here, or start the cluster with this environment"
-        )
-    if "Could not find any running Ray instance" in both:
-        return _NO_CLUSTER
-    if "No node info found" in both or "node info" in both:
-        return (
-            f"this machine is no node of the cluster of {address.told}: make it one with `ray start "
-            f"--address={address.text}`, or join from outside with ray://HOST:10001 (Ray's client port)"
-        )
-    if "uthenticat" in both or "token" in both.lower():
-        return f"the cluster of {address.told} asks for a token that this process lacks or has another one of: {_TOKEN_HINT}"
-    if kind == "ImportError" and "grpc" in both:
-        return f'{address.told} needs Ray\'s client: pip install "vitbench[ray]"'
-    said = re.split(r"\n|\. ", text.strip() or kind, maxsplit=1)[0][:200]
-    return f"no Ray cluster answers at {address.told}: {said}; {_advice(address)}"
-
-
-def _silent_advice(address: Address) -> str:
-    # A client server that asks for a token says so in its own log alone.
-    return f"if it asks for a token, {_TOKEN_HINT}; else {_advice(address)}" if address.client else _advice(address)
-
-
-def _advice(address: Address) -> str:
-    if not address.host:
-        return (
-            "it may be another user's, or ask for a token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH): name the cluster by "
-            "HOST:PORT, or leave --address out for a Ray of this run's own"
-        )
-    port = (
-        "its client port, 10001 unless said otherwise," if address.client else "its port, 6379 unless said otherwise,"
-    )
-    return (
-        f"see that the cluster's head runs (`ray start --head`) and that {port} can be reached from here, or leave "
-        "--address out for a Ray on this machine"
-    )
 
 
 def _cores() -> int:

@@ -39,18 +39,17 @@ def last_word(ended: str, host: str, port: int, lost: str = "") -> Iterator[None
         lost: What has happened where nothing answers there; empty for the same.
     """
     lines = [f"error: {told}; {AGAIN}" for told in (lost or ended, ended)]
-    try:
+    teller = None
+    with suppress(OSError):  # the run can do without
         teller = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _TELLER, host, str(port), str(REACH_SECONDS), *lines],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the run, which may take its time to end in order
         )
-    except OSError:  # the run can do without
-        yield
-        return
     try:
         yield
     finally:
-        with suppress(OSError):
-            teller.communicate(b".")
+        if teller is not None:
+            with suppress(OSError):
+                teller.communicate(b".")

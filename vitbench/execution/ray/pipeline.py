@@ -14,7 +14,6 @@ from ray.data import ActorPoolStrategy
 
 from vitbench.execution.ray.cluster import PerJob
 from vitbench.execution.ray.worker import Embedder, Setting
-from vitbench.features import heap
 
 _STOP_SECONDS = 10.0
 
@@ -55,10 +54,17 @@ def _dataset(units: Sequence[str], setting: Setting, per_job: PerJob) -> Any:
         Embedder,
         fn_constructor_args=(setting,),
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=actors,
+            initial_size=actors,
+            max_tasks_in_flight_per_actor=2,
+            # One call after the other, in the actor's first thread, whose heap can be kept (`features.heap`).
+            max_concurrent_calls_per_actor=1,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=per_job.cpus,
         num_gpus=per_job.gpus,
-        runtime_env={} if per_job.gpus else {"env_vars": dict(heap.ENVIRONMENT)},
     )
 
 

@@ -30,6 +30,7 @@ from vitbench.execution.config import RunConfig
 from vitbench.execution.estimate import Rate, speed
 from vitbench.execution.job import load_for, looks_at_classifier
 from vitbench.execution.ray.watch import ADVANCED, BEGAN, limited, tell
+from vitbench.features import heap
 from vitbench.features.extract import ExtractionOptions, embedded
 from vitbench.features.load import backbone_name
 from vitbench.features.remembered import RememberedBackbone, remember, without_weights
@@ -244,6 +245,7 @@ class Embedder:
         if self._backbone is None or self._spec != unit.spec:
             self._forget()
             self._backbone, self._spec = load_for(unit.spec, self._setting.config, self._setting.protocol), unit.spec
+            heap.keep(self._backbone.device)
         if self._backbone.weights_digest != unit.weights:
             raise WeightsError(
                 f"backbone '{unit.spec}' has other weights on {platform.node()} than where the run was planned: "
@@ -254,6 +256,7 @@ class Embedder:
     def _forget(self) -> None:
         self._spec, self._backbone = "", None
         gc.collect()
+        heap.give_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
