@@ -195,7 +195,7 @@ def main() -> int:
         "timm loop": f"timm {found['timm']} loop",
         "transformers pipeline": f"transformers {found['transformers']} pipeline",
     }
-    decoding = "decoding takes a share of the same cores"
+    decoding = "decoding takes a share of the same cores, and so short a run asks for its heap anew"
     rows = [
         against(
             f"JPEG to three stored representations, {dtype}, against the bare forward loop",

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import ImageFolderMaker
+from vitbench.execution import estimate
 from vitbench.features import heap
 from vitbench.features.cost import measure_cost
 from vitbench.features.extract import ExtractionOptions, extract_missing
@@ -32,6 +33,7 @@ import ctypes, json, resource, sys
 from contextlib import nullcontext
 from pathlib import Path
 import torch
+from vitbench.execution import estimate
 from vitbench.features import heap
 
 def faults():
@@ -128,6 +130,9 @@ def test_a_heap_is_kept_while_images_are_embedded_and_measured(
     measure_cost(tiny_vit, device="cpu", images=2)
     assert kept in during
     assert told.calls[-4:] == usual
+    told.calls.clear()
+    estimate._linear_rate.__wrapped__("cpu", "float32")
+    assert told.calls == [*kept, *usual]
 
 
 def test_a_worker_keeps_its_heap_and_gives_back_what_a_backbone_took(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ stands in docs/performance.md; nothing of it is left where the heap is kept. The
 last one freed.
 
 It is the heap of a process's first thread: those of other threads are made of parts of 64 MiB, and a part is given back when it
-is empty, whatever they are told. Embedding from another thread is right, and no faster. Nothing is done without glibc, or where
+is empty, whatever they are told. Embedding from another thread is right, and no faster. Nothing is kept without glibc, or where
 the environment tells it something (mallopt(3)).
 """
 
@@ -21,8 +21,8 @@ from functools import cache
 
 import torch
 
-KEPT_BYTES = 2**29
-"""So much freed memory stays at the end of the heap, more than a forward pass takes on a CPU."""
+KEPT_BYTES = 2**31 - 1
+"""So much freed memory stays at the end of the heap: the most that mallopt takes."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of mallopt(3)."""
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
@@ -19,9 +18,12 @@ from tests.conftest import ImageFolderMaker
 from tests.execution.ray_executor.conftest import running_cluster
 from tests.execution.ray_executor.running import assert_same_records, carried_out, wait_until
 from vitbench.errors import StoppedError
+from vitbench.execution.config import RunConfig
 from vitbench.execution.job import Job
-from vitbench.execution.ray.cluster import check_workers, connected
+from vitbench.execution.ray.cluster import check_workers, connected, per_job
 from vitbench.execution.ray.course import Course
+from vitbench.execution.ray.run import RayRun
+from vitbench.execution.ray.worker import Setting
 
 pytest.importorskip("grpc")
 
@@ -84,8 +86,11 @@ def test_a_client_server_that_is_lost_is_told_in_one_line(
         pytest.raises(
             StoppedError, match=rf"^the Ray cluster of --address {head.client} is lost; what was stored"
         ) as lost,
-        connected(head.client),
+        connected(head.client) as found,
     ):
+        run = cast(RayRun, None)
+        course = Course(run, cast(Setting, None), per_job(found, RunConfig()), found)
+        monkeypatch.setattr(course, "lose", lambda job, problem: pytest.fail("it is no job's"))
         monkeypatch.setattr(ray.util.client.ray.worker, "_reconnect_grace_period", 2)
         killed = 0
         for process in psutil.Process().children(recursive=True):
@@ -95,10 +100,9 @@ def test_a_client_server_that_is_lost_is_told_in_one_line(
                     killed += 1
         assert killed
         work: Any = ray.remote(num_cpus=0)(lambda: 1)
-        course: Any = SimpleNamespace(_from_outside=True, lose=lambda job, problem: pytest.fail("it is no job's"))
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            with Course.keeping(course, cast(Job, None)):
+            with course.keeping(cast(Job, None)):
                 ray.get(work.remote())
             time.sleep(0.1)
     assert lost.value.status == 1

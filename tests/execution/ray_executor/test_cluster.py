@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -309,6 +309,16 @@ def test_sigterm_that_python_only_prints_is_heeded_later(cluster: Any, monkeypat
         assert SystemExit in printed
         Course.listen(Course.__new__(Course))
     heed_sigterm()  # nothing is left of it
+
+
+def test_a_connection_that_fails_is_a_jobs_own_failure_in_a_run_that_was_not_joined_from_outside(cluster: Any) -> None:
+    lost: list[Any] = []
+    with connected(cluster.address) as found:
+        course: Any = Course(cast(Any, None), cast(Any, None), per_job(found, RunConfig()), found)
+        course.lose = lambda job, problem: lost.append(problem.text)
+        with course.keeping(None):
+            raise ConnectionError("a store that does not answer")
+    assert lost == ["ConnectionError: a store that does not answer"]
 
 
 def test_sigterm_is_told_though_what_cleans_up_fails(cluster: Any) -> None:
