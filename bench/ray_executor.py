@@ -48,6 +48,7 @@ MODEL, CLASSES, TRAIN = "vit_small_patch16_224", 5, 30
 BATCH, BATCHES = 16, 6
 WARM = 0.1
 """The part of the images after which a run counts as warm."""
+START = "a worker imports torch and loads the backbone for some seconds, however much there is to do"
 
 
 class Pace(Reporter):
@@ -193,7 +194,7 @@ def cost_rows(whole: Times, warm: Times, cores: int) -> list[dict[str, Any]]:
             ratio_of(whole["ray"], whole["local"]),
             1.15,
             at_most=True,
-            reason="a worker imports torch and loads the backbone for some seconds, however much there is to do",
+            reason=START,
         ),
     ]
 
@@ -216,7 +217,7 @@ def scaling_rows(whole: Times, warm: Times, images: int, bare: float, version: s
             f"ray {version}, one worker {seconds['1 worker']:.1f} s",
             ratio_of(whole["1 worker"], whole["2 workers"]),
             1.7,
-            reason="a worker imports torch and loads the backbone for some seconds, however much there is to do",
+            reason=START,
         ),
     ]
 
