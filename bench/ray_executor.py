@@ -5,15 +5,16 @@
 A ViT-S/16 with random weights at 224 pixels and JPEG photographs of 500 x 375 pixels; shots 1, 5, 10 and 25, seeds 0, 1 and 2,
 three representations, the penalty chosen by leave-one-out. Every run begins with an empty output folder.
 
-* cost: the wall time of `executor=ray` with one worker that has both cores, over `executor=local` with as many threads; in turns.
-  Goal: at most 1.15.
+* cost: the wall time of `executor=ray` over `executor=local`, which has a thread per core; in turns. Goal: at most 1.15. Once as
+  it is by default, which is two workers of half the cores, and once with one worker that has all of them.
 * scaling: a Ray of two single-core workers over a Ray of one. Goal: 1.7 times as fast. The driver, Ray and the decoding of one
-  worker have the second core to themselves, which two workers share with them. What two processes of one thread each do on this
-  machine against one, by a bare forward loop without Ray, is printed.
+  worker have the second core to themselves, which two workers share with them; so it is measured also with each worker confined
+  to one core, as on a machine that has no more. What two processes of one thread each do on this machine against one, by a bare
+  forward loop without Ray, is printed.
 
-  Both once warm: of every run the time from the first tenth of its images to the last image. Beside it, with the same goal, the
-  whole run in a Ray that has been at work before: each of its workers is a new process, which imports torch and loads the
-  backbone, as no run leaves one behind; the local executor has torch from the run before.
+  Each in a Ray that has been at work before, and by two times: of the whole run, and from the first tenth of its images to the
+  last image. In the first are the starts of the workers: each is a new process, which imports torch and loads the backbone, as no
+  run leaves one behind; the local executor has torch from the run before.
 * tasks: small evaluations of features that are there, one task each, over what they take in this process: milliseconds per task.
 
 The file is not called `ray.py`, or `import ray` in this folder would find it.
@@ -23,15 +24,18 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import timm
 import torch
 from common import make_photographs, ratio_of, row, taken_in_turns, versions, write_result
@@ -85,8 +89,8 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root, self.count = root, 0
 
-    def __call__(self, executor: str, cpus: int, **settings: Any) -> Pace:
-        """One run."""
+    def __call__(self, executor: str, cpus: int | None, **settings: Any) -> Pace:
+        """One run; `cpus` are those of a job of Ray's, None its default."""
         self.count += 1
         values = {
             "backbones": f"timm:{MODEL},checkpoint={self.root / 'model.safetensors'}",
@@ -106,31 +110,62 @@ class Runs:
 
 
 def cost(runs: Runs, cores: int, images: int, repeats: int) -> tuple[Times, Times]:
-    """Seconds of both executors, in turns, with all cores: of the run, and of an image once warm."""
-    warm: Times = {"local": [], "ray": []}
+    """Seconds of the executors, in turns, with all cores: of the run, and of an image once warm."""
+    sides = {"local": ("local", None), "ray": ("ray", None), "ray, one worker": ("ray", cores)}
+    warm: Times = {side: [] for side in sides}
 
-    def run(name: str) -> None:
-        warm[name].append(runs(name, cores, limit=images).seconds_per_image())
+    def run(side: str) -> None:
+        warm[side].append(runs(*sides[side], limit=images).seconds_per_image())
 
     with own(cores):
-        whole = taken_in_turns({name: (lambda name=name: run(name)) for name in warm}, repeats)
-    return whole, {name: times[-repeats:] for name, times in warm.items()}
+        whole = taken_in_turns({side: (lambda side=side: run(side)) for side in sides}, repeats)
+    return whole, {side: times[-repeats:] for side, times in warm.items()}
 
 
 def scaling(runs: Runs, images: int, repeats: int) -> tuple[Times, Times]:
     """Seconds with one and with two single-core workers, after a run that warms Ray up: of the run, and of an image once warm."""
-    sides = {"1 worker": 1, "2 workers": 2}
+    sides = {
+        f"{workers}{' confined' if confine else ''}": (workers, confine)
+        for confine in (True, False)
+        for workers in (1, 2)
+    }
     whole: Times = {side: [] for side in sides}
     warm: Times = {side: [] for side in sides}
     for repeat in range(repeats):
-        for side, workers in sides.items() if repeat % 2 else reversed(sides.items()):
-            with own(workers):
+        for side, (workers, confine) in sides.items() if repeat % 2 else reversed(sides.items()):
+            with own(workers), confined(workers) if confine else nullcontext():
                 runs("ray", 1, limit=5 * workers)
                 started = time.perf_counter()
                 pace = runs("ray", 1, limit=images)
                 whole[side].append(time.perf_counter() - started)
                 warm[side].append(pace.seconds_per_image())
     return whole, warm
+
+
+@contextmanager
+def confined(workers: int) -> Iterator[None]:
+    """Inside, each worker that embeds may use one core, and no two of a run the same; all else may use every core."""
+    cores = sorted(os.sched_getaffinity(0))[:workers]
+    ended, seen = threading.Event(), set[int]()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error, OSError):
+                    if process.pid not in seen and process.cmdline()[0].startswith("ray::MapWorker"):
+                        seen.add(process.pid)
+                        for thread in process.threads():
+                            os.sched_setaffinity(thread.id, [cores[len(seen) % workers]])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if not seen:
+        raise RuntimeError("no worker was found to be confined")
 
 
 def bare_scaling() -> float:
@@ -177,49 +212,56 @@ def small_tasks(runs: Runs, cores: int, tasks: int) -> tuple[float, float]:
 def cost_rows(whole: Times, warm: Times, cores: int) -> list[dict[str, Any]]:
     """What the Ray executor costs."""
     seconds, paces = _medians(whole), _medians(warm)
-    return [
-        row(
-            "the Ray executor's wall time over the local one's, once warm",
-            f"{1 / paces['ray']:.1f} images/s on {cores} cores",
-            f"executor local {1 / paces['local']:.1f} images/s",
-            ratio_of(warm["ray"], warm["local"]),
-            1.15,
-            at_most=True,
-            reason="the driver and Ray's own processes take a share of the same cores",
-        ),
-        row(
-            "the Ray executor's wall time over the local one's, the start of its worker included",
-            f"{seconds['ray']:.1f} s on {cores} cores",
-            f"executor local {seconds['local']:.1f} s",
-            ratio_of(whole["ray"], whole["local"]),
-            1.15,
-            at_most=True,
-            reason=START,
-        ),
-    ]
+    rows = []
+    for side, how in (("ray", ""), ("ray, one worker", ", one worker that has all cores")):
+        rows += [
+            row(
+                f"the Ray executor's wall time over the local one's, whole runs in a warm Ray{how}",
+                f"{seconds[side]:.1f} s on {cores} cores",
+                f"executor local {seconds['local']:.1f} s",
+                ratio_of(whole[side], whole["local"]),
+                1.15,
+                at_most=True,
+                reason=START,
+            ),
+            row(
+                f"the same, from the first tenth of the images to the last{how}",
+                f"{1 / paces[side]:.1f} images/s on {cores} cores",
+                f"executor local {1 / paces['local']:.1f} images/s",
+                ratio_of(warm[side], warm["local"]),
+                1.15,
+                at_most=True,
+                reason="the driver and Ray's own processes take a share of the same cores",
+            ),
+        ]
+    return rows
 
 
 def scaling_rows(whole: Times, warm: Times, images: int, bare: float, version: str) -> list[dict[str, Any]]:
     """What a second worker is worth."""
     seconds, paces = _medians(whole), _medians(warm)
-    return [
-        row(
-            "two single-core workers against one, once warm",
-            f"{1 / paces['2 workers']:.1f} images/s",
-            f"ray {version}, one worker {1 / paces['1 worker']:.1f} images/s",
-            ratio_of(warm["1 worker"], warm["2 workers"]),
-            1.7,
-            reason=f"the driver and the decoding share the two cores; two bare processes reach {bare:.2f} times one",
-        ),
-        row(
-            "two single-core workers against one, the start of the workers included",
-            f"{seconds['2 workers']:.1f} s for {images:,} images",
-            f"ray {version}, one worker {seconds['1 worker']:.1f} s",
-            ratio_of(whole["1 worker"], whole["2 workers"]),
-            1.7,
-            reason=START,
-        ),
-    ]
+    rows = []
+    for mark, how in ((" confined", ", each confined to its core"), ("", "")):
+        one, two = f"1{mark}", f"2{mark}"
+        rows += [
+            row(
+                f"two single-core workers against one, once warm{how}",
+                f"{1 / paces[two]:.1f} images/s",
+                f"ray {version}, one worker {1 / paces[one]:.1f} images/s",
+                ratio_of(warm[one], warm[two]),
+                1.7,
+                reason=f"the driver and the decoding share the two cores; two bare processes reach {bare:.2f} times one",
+            ),
+            row(
+                f"two single-core workers against one, the start of the workers included{how}",
+                f"{seconds[two]:.1f} s for {images:,} images",
+                f"ray {version}, one worker {seconds[one]:.1f} s",
+                ratio_of(whole[one], whole[two]),
+                1.7,
+                reason=START,
+            ),
+        ]
+    return rows
 
 
 def _medians(times: Times) -> dict[str, float]:

@@ -133,7 +133,7 @@ class RunConfig(BaseModel):
         None, ge=0, description="GPUs of one job under Ray; null is one where there are any"
     )
     cpus_per_job: int | None = Field(
-        None, ge=1, description="CPU cores of one job under Ray; null is what a GPU's share is, else 4 at most"
+        None, ge=1, description="CPU cores of one job under Ray; null is a GPU's share of them, else at most 4"
     )
     max_failures: int = Field(2, ge=0, description="how often a job whose worker was lost is given to another one")
     timeout_per_job: float | None = Field(

@@ -457,9 +457,22 @@ def test_without_gpus_a_job_has_what_the_smallest_node_has_and_at_most_four_core
     assert per_job([a_node("a", 1), a_node("b", 1)], a_config()) == PerJob(1, 0, 2)
     assert per_job([a_node("a", 3), a_node("b", 64)], a_config()) == PerJob(3, 0, 22)
     assert per_job([a_node("a", 64)], a_config()) == PerJob(4, 0, 16)
-    assert per_job([a_node("head", 0), a_node("b", 2)], a_config()) == PerJob(2, 0, 1), (
+    assert per_job([a_node("head", 0), a_node("b", 2), a_node("c", 2)], a_config()) == PerJob(2, 0, 2), (
         "a head without cores runs nothing"
     )
+
+
+def test_where_there_would_be_one_worker_in_all_there_are_two_unless_it_trains() -> None:
+    alone = {cores: per_job([a_node("head", 0), a_node("a", cores)], a_config()) for cores in (1, 2, 4, 7, 8)}
+    assert alone == {
+        1: PerJob(1, 0, 1),
+        2: PerJob(1, 0, 2),
+        4: PerJob(2, 0, 2),
+        7: PerJob(3, 0, 2),
+        8: PerJob(4, 0, 2),
+    }
+    assert per_job([a_node("a", 2)], a_config(), trains=True) == PerJob(2, 0, 1)
+    assert per_job([a_node("a", 2)], a_config(cpus_per_job=2)) == PerJob(2, 0, 1), "as it was asked for"
 
 
 def test_with_gpus_a_job_has_one_and_its_share_of_the_cores() -> None:

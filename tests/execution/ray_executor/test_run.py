@@ -189,6 +189,20 @@ def test_where_everything_is_there_ray_is_not_started(
     assert len(result.keys) == len(records(tmp_path))
 
 
+def test_a_worker_imports_what_it_needs_and_no_garbage_is_looked_for_meanwhile() -> None:
+    code = """
+import gc, sys
+passes = []
+gc.callbacks.append(lambda phase, info: passes.append(phase))
+import vitbench.execution.ray.worker
+assert not {"vitbench.execution.estimate", "torch.utils.flop_counter", "triton"} & set(sys.modules)
+assert gc.isenabled()
+print(len(passes))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 100, "hundreds otherwise"
+
+
 def test_two_runs_into_one_folder_at_once(workers: None, image_folder: ImageFolderMaker, tmp_path: Path) -> None:
     tasks = f"imagefolder:{image_folder('shoes', train=20)}"
     out, options = tmp_path / "ray", {"shots": (1, 2), "seeds": (0, 1)}

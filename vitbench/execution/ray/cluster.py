@@ -93,11 +93,18 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: node.name)
 
 
-def per_job(nodes: Sequence[Node], config: RunConfig) -> PerJob:
+def per_job(nodes: Sequence[Node], config: RunConfig, *, trains: bool = False) -> PerJob:
     """What one job of a run gets, as asked for or by default.
 
     By default a job has one GPU where there are any that the run may use, and with it that GPU's share of its node's cores, at
-    most 16; without GPUs it has 4 cores, or all that the smallest node has.
+    most 16. Without GPUs it has 4 cores, or all that the smallest node has; where that would be one worker in all, there are two
+    of half the cores, which embed more images: the threads of one worker wait for each other. A job that trains has the cores to
+    itself all the same.
+
+    Args:
+        nodes: The cluster.
+        config: The run's configuration.
+        trains: Whether a job trains its backbone.
 
     Raises:
         UsageError: No node has what one job needs; or a number of GPUs that cannot be given.
@@ -110,7 +117,7 @@ def per_job(nodes: Sequence[Node], config: RunConfig) -> PerJob:
         raise UsageError(f"gpus-per-job is a part of one GPU, such as 0.5, or a whole number, not {gpus:g}")
     if gpus and config.device == "cpu":
         raise UsageError(f"gpus-per-job is {gpus:g}, and device is cpu: leave one of them out")
-    cpus = config.cpus_per_job or _default_cpus(nodes, gpus)
+    cpus = config.cpus_per_job or _default_cpus(nodes, gpus, trains=trains)
     slots = sum(_slots(node, cpus, gpus) for node in nodes)
     if not slots:
         raise UsageError(_lacking(nodes, cpus, gpus))
@@ -129,12 +136,15 @@ def recounted(nodes: Sequence[Node], per_job: PerJob) -> PerJob:
     return replace(per_job, slots=slots)
 
 
-def _default_cpus(nodes: Sequence[Node], gpus: float) -> int:
+def _default_cpus(nodes: Sequence[Node], gpus: float, *, trains: bool) -> int:
     if gpus:
         # Every job on the node with the fewest cores per GPU must find its share, or that node's GPUs would stand idle.
         share = min((node.cpus / node.gpus for node in nodes if node.gpus >= gpus), default=1.0)
         return max(1, min(MOST_CPUS_WITH_GPUS, math.floor(share * gpus)))
-    return max(1, min([MOST_CPUS, *(math.floor(node.cpus) for node in nodes if node.cpus >= 1)]))
+    cores = [math.floor(node.cpus) for node in nodes if node.cpus >= 1]
+    cpus = min([MOST_CPUS, *cores])
+    alone = sum(core // cpus for core in cores) == 1
+    return max(1, cores[0] // 2) if alone and not trains else cpus
 
 
 def _slots(node: Node, cpus: int, gpus: float) -> int:

@@ -48,7 +48,7 @@ class RayRun(LocalRun):
         if self.config.profile:
             self.reporter.warn("--profile shows what this process does; what workers do is not in it")
         with cluster.connected(self.config.address) as nodes:
-            per_job = cluster.per_job(nodes, self.config)
+            per_job = cluster.per_job(nodes, self.config, trains=self.protocol.trains)
             setting = Setting(
                 config=self._for_workers(nodes, per_job),
                 protocol=self.protocol,

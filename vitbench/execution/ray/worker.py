@@ -15,32 +15,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import ray
-import torch
-from safetensors.torch import save
+from vitbench.registry import uncollected
 
-from vitbench import errors
-from vitbench.backbones.base import Backbone
-from vitbench.backbones.spec import Atom, parse_representation
-from vitbench.errors import DataError, GivenUpError, VitbenchError, WeightsError, first_line
-from vitbench.execution.config import RunConfig
-from vitbench.execution.estimate import Rate, speed
-from vitbench.execution.job import load_for, looks_at_classifier
-from vitbench.execution.ray.watch import ADVANCED, BEGAN, limited, tell
-from vitbench.features import heap
-from vitbench.features.extract import ExtractionOptions, embedded
-from vitbench.features.load import backbone_name
-from vitbench.features.remembered import RememberedBackbone, remember, without_weights
-from vitbench.features.store import FeatureStore
-from vitbench.hub import set_offline
-from vitbench.protocols.base import Protocol
-from vitbench.records.costs import read_costs
-from vitbench.tasks import transforms
-from vitbench.tasks.catalog import load_task
-from vitbench.tasks.task import Split, Task, TaskOptions
+with uncollected():  # a worker begins with this module, and the run waits for it
+    import numpy as np
+    import ray
+    import torch
+    from safetensors.torch import save
+
+    from vitbench import errors
+    from vitbench.backbones.base import Backbone
+    from vitbench.backbones.spec import Atom, parse_representation
+    from vitbench.errors import DataError, GivenUpError, VitbenchError, WeightsError, first_line
+    from vitbench.execution.config import RunConfig
+    from vitbench.execution.job import load_for, looks_at_classifier
+    from vitbench.execution.ray.watch import ADVANCED, BEGAN, limited, tell
+    from vitbench.features import heap
+    from vitbench.features.extract import ExtractionOptions, embedded
+    from vitbench.features.load import backbone_name
+    from vitbench.features.remembered import RememberedBackbone, remember, without_weights
+    from vitbench.features.store import FeatureStore
+    from vitbench.hub import set_offline
+    from vitbench.protocols.base import Protocol
+    from vitbench.records.costs import read_costs
+    from vitbench.tasks import transforms
+    from vitbench.tasks.catalog import load_task
+    from vitbench.tasks.task import Split, Task, TaskOptions
+
+if TYPE_CHECKING:
+    from vitbench.execution.estimate import Rate
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,8 @@ def describe(setting: Setting, spec: str) -> RememberedBackbone | Problem:
 
 def measure(setting: Setting, device: str, dtypes: Sequence[str], gpus: float) -> Rate | Problem:
     """What one worker does in a second, for estimates."""
+    from vitbench.execution.estimate import speed  # whoever embeds does without it
+
     try:
         setting = enter(setting)
         costs, _ = read_costs(setting.config.out)
@@ -184,6 +191,7 @@ class Embedder:
     """Keeps a backbone loaded and embeds units; an actor of Ray Data's."""
 
     def __init__(self, setting: Setting) -> None:
+        gc.freeze()  # what was imported stays as long as this process: it is not searched again and again
         self._setting = enter(setting)
         self._spec = ""
         self._backbone: Backbone | None = None
