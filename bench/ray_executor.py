@@ -1,6 +1,6 @@
 """The Ray executor against the local one, on this machine: what it costs, how it scales, and what one small task costs.
 
-    python bench/ray_executor.py [--images 1800] [--repeats 3] [--tasks 1000]
+    python bench/ray_executor.py [--images 1800] [--repeats 2] [--tasks 1000]
 
 A ViT-S/16 with random weights at 224 pixels and JPEG photographs of 500 x 375 pixels; shots 1, 5, 10 and 25, seeds 0, 1 and 2,
 three representations, the penalty chosen by leave-one-out. Every run begins with an empty output folder.
@@ -272,7 +272,7 @@ def main() -> int:
     """Measure, print, write `bench/results/ray_executor.json`; 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1800, help="test images of each run")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tasks", type=int, default=1000)
     arguments = parser.parse_args()
     cores = torch.get_num_threads()
