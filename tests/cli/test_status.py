@@ -37,6 +37,20 @@ def begin(kept: Journal) -> None:
     kept.note("12 tasks were left out")
 
 
+def test_a_job_whose_images_another_run_has_embedded_had_nothing_to_do(tmp_path: Path) -> None:
+    kept = journal(tmp_path)
+    for place, images in zip(JOBS[:2], (12_000, 580), strict=True):
+        kept.prepared(*place, [], 0, images, 60.0)
+    kept.advanced(*JOBS[0], 12_000)
+    for place in JOBS[:2]:
+        kept.done(*place)
+    with kept:
+        text = invoke("status", str(tmp_path)).stdout
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "vtab/structured/dsprites_orientation done – 12,000 / 12,000" in lines
+    assert "digits done – –" in lines
+
+
 def test_a_run_that_goes_on_job_by_job(tmp_path: Path) -> None:
     kept = journal(tmp_path)
     begin(kept)

@@ -15,6 +15,7 @@ import ray
 
 from vitbench.backbones.base import Backbone
 from vitbench.backbones.spec import parse_backbone_spec
+from vitbench.errors import GivenUpError
 from vitbench.execution.config import AUTO, RunConfig
 from vitbench.execution.estimate import Rate, longest_first, speed
 from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare
@@ -132,7 +133,8 @@ class RayRun(LocalRun):
                 found[spec] = result
 
             def failed(problem: Problem, spec: str = spec) -> None:
-                course.note(problem, "", spec, "")
+                # An error of the backbone's names it; that its worker hung or was lost does not.
+                course.note(problem, f"loading {spec}: " if problem.kind == GivenUpError.__name__ else "", spec, "")
 
             def submit(spec: str = spec) -> Any:
                 return remote.remote(course.told_to_workers, spec)
