@@ -46,9 +46,12 @@ def test_a_job_whose_images_another_run_has_embedded_had_nothing_to_do(tmp_path:
         kept.done(*place)
     with kept:
         text = invoke("status", str(tmp_path)).stdout
+        told = json.loads(invoke("status", str(tmp_path), "--json").stdout)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "vtab/structured/dsprites_orientation done – 12,000 / 12,000" in lines
     assert "digits done – –" in lines
+    assert "12,000 of 12,000 images" in " ".join(text.split())
+    assert [(job["images"], job["images_total"]) for job in told["runs"][0]["jobs"][:2]] == [(12_000, 12_000), (0, 0)]
 
 
 def test_a_run_that_goes_on_job_by_job(tmp_path: Path) -> None:

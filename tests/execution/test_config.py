@@ -63,6 +63,10 @@ def test_the_resolved_configuration_makes_the_same_run(tmp_path: Path) -> None:
         ("batch_size: huge", r"run.yaml:1: batch-size takes a whole number, got 'huge'"),
         ("on_existing: skipp", r"run.yaml:1: on-existing takes skip, rerun, error, got 'skipp'; did you mean skip\?"),
         ("tasks: []", r"run.yaml:1: tasks is empty"),
+        (
+            "gpus_per_job: 1.5",
+            r"run.yaml:1: gpus-per-job is a part of one GPU, such as 0.5, or a whole number, not 1.5",
+        ),
         ("tasks: [digits, '']", r"run.yaml:1: tasks has an empty name"),
         ("options: [shots]", r"run.yaml: options: a mapping of the protocol's options"),
         ("limit: 3\nlimit: 4", r"run.yaml:2: the field 'limit' is given twice"),

@@ -102,7 +102,7 @@ def test_what_belongs_to_no_job_is_kept_beside_them(tmp_path: Path) -> None:
     ("error", "state", "reason"),
     [
         (StoppedError("stopped by SIGTERM"), "stopped", "stopped by SIGTERM"),
-        (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
+        (KeyboardInterrupt(), "stopped", "Ctrl-C"),
         (SystemExit(3), "stopped", "3"),
         (StoreError("the disk is full"), "failed", "the disk is full"),
     ],

@@ -1,4 +1,4 @@
-"""What a run comes to: its exit status."""
+"""What a run comes to: how long it takes, and its exit status."""
 
 from __future__ import annotations
 
@@ -10,10 +10,29 @@ import pytest
 from vitbench.errors import DataError, GivenUpError, VitbenchError
 from vitbench.execution.journal import NoJournal
 from vitbench.execution.local import LocalRun
-from vitbench.execution.plan import PlannedJob, RunResult
+from vitbench.execution.plan import Estimate, PlannedJob, RunResult, run_seconds
 from vitbench.execution.reporter import Reporter
 
 DONE = PlannedJob("pixels", "digits", ("pixels",), 1, 0, 1, 0)
+
+
+def test_a_backbone_is_loaded_once_and_the_slots_share_the_work() -> None:
+    jobs = [("a", Estimate(2.0, 10.0, 5.0)), ("a", Estimate(2.0, 30.0, 15.0)), ("b", Estimate(1.0, 20.0, 10.0))]
+    assert run_seconds(jobs) == 2 + 1 + 10 + 30 + 20
+    assert run_seconds(jobs, 2) == 2 + 1 + (10 + 30 + 20) / 2
+    assert run_seconds([]) == 0
+
+
+def test_a_run_takes_its_longest_job_at_least() -> None:
+    training, small = Estimate(2.0, 30.0, 30.0), Estimate(2.0, 1.0, 1.0)
+    assert run_seconds([("a", training), ("a", small)], 8) == 2 + 30
+
+
+def test_an_embedding_alone_is_shared_by_all_slots() -> None:
+    planned = [PlannedJob("a", "digits", ("cls",), 1, 0, 9, 0, Estimate(2.0, 30.0, 15.0))]
+    result = RunResult(planned=[*planned, DONE], slots=2)
+    assert result.seconds == 2 + 15
+    assert planned[0].seconds == 30
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,23 @@ def test_an_unexpected_error_fails_its_job_alone_and_keeps_the_traceback(
     assert "Traceback" in next(tmp_path.glob("failures/*.txt")).read_text()
 
 
+def test_an_unexpected_error_of_loading_says_of_what(
+    shoes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(*_: Any) -> Any:
+        raise RuntimeError("no such symbol")
+
+    monkeypatch.setattr("vitbench.execution.local.load_for", buggy)
+    config = make_config(
+        {"backbones": "pixels,timm:vit_tiny_patch16_224", "tasks": shoes, "out": tmp_path, "executor": "local"}
+    )
+    result = execute(config, Reporter(), "test")
+    assert [line.split(" (")[0] for line in result.failures] == [
+        "loading pixels: RuntimeError: no such symbol",
+        "loading timm:vit_tiny_patch16_224: RuntimeError: no such symbol",
+    ]
+
+
 def test_a_representation_that_the_backbone_lacks(tiny_vit: str, shoes: str, tmp_path: Path) -> None:
     with pytest.raises(RepresentationError, match=r"has no layer 9 in 'cls@9': layers go from 0 to 2"):
         vitbench.run(tiny_vit, shoes, representations="cls@9", out=tmp_path)

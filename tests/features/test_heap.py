@@ -33,7 +33,6 @@ import ctypes, json, resource, sys
 from contextlib import nullcontext
 from pathlib import Path
 import torch
-from vitbench.execution import estimate
 from vitbench.features import heap
 
 def faults():

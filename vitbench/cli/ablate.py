@@ -137,8 +137,9 @@ def _refuse_both(axes: list[str], settings: Mapping[str, Any]) -> None:
 
 def _print_plan(planned: list[Any]) -> None:
     from vitbench.cli.console import console, print_rows
+    from vitbench.execution.estimate import plan_rows
 
-    print_rows([vars(job) | {"representations": ", ".join(job.representations)} for job in planned], as_json=False)
+    print_rows(plan_rows(planned), as_json=False)
     images = {(job.backbone, job.task): job.images for job in planned}
     console().print(f"{sum(images.values()):,} images would go through a backbone")
 

@@ -124,7 +124,7 @@ class ConsoleReporter(Reporter):
                     told = [
                         f"{int(state.completed):,} of {total:,} {unit}",
                         text,
-                        f"{left / 60:,.0f} min left" if left else "",
+                        f"{left / 60:,.0f} min left" if left and left >= 60 else "",
                     ]
                     self.line(f"{label}: {' · '.join(filter(None, told))}")
 

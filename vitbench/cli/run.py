@@ -190,7 +190,10 @@ def run(
     ] = None,
     cpus_per_job: Annotated[
         int | None,
-        typer.Option(help="CPU cores of one job; a GPU's share of them, or up to 4.", rich_help_panel=CLUSTER),
+        typer.Option(
+            help="CPU cores of one job; a GPU's share of them, else up to 4, half the cores where one job would have them all.",
+            rich_help_panel=CLUSTER,
+        ),
     ] = None,
     max_failures: Annotated[
         int | None,

@@ -17,12 +17,10 @@ def print_plan(result: RunResult) -> None:
     """The table of a dry run, and what it comes to."""
     from vitbench.execution.estimate import duration_text, plan_rows
 
-    took = [job.seconds for job in result.planned]
-    print_rows(plan_rows(result.planned, took), as_json=False)
+    print_rows(plan_rows(result.planned), as_json=False)
     images = sum(job.images for job in result.planned)
     shared = f" with {result.slots} jobs at a time" if result.slots > 1 else ""
-    total = max([sum(took) / result.slots, *took], default=0.0) if took else 0.0
-    console().print(f"{images:,} images would go through a backbone, in about {duration_text(total)}{shared}")
+    console().print(f"{images:,} images would go through a backbone, in about {duration_text(result.seconds)}{shared}")
 
 
 def print_leaderboard(out: Path, keys: list[str]) -> None:

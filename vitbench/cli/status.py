@@ -164,9 +164,8 @@ def _table(run: RunStatus, most: int | None) -> RenderableType:
         if job.state == "stopped" and job.stage in _BUSY:
             state += f" ({_BUSY[job.stage]})"
         records = _of(job.records, job.records_total)
-        trains = job.stage == "train"  # a training does not embed: its images are only many
-        by_others = job.state == "done" and not job.images and not trains  # another run has embedded them meanwhile
-        images = _of(None if trains else job.images, 0 if by_others else job.images_total)
+        embedded = None if job.stage == "train" else job.images  # a training does not embed: its images are only many
+        images = _of(embedded, job.images_total)
         table.add_row(f" {job.task}", Text(state, _STYLES.get(job.state, "dim")), records, images)
     if len(jobs) < len(run.jobs):
         table.add_row(Text(f" … and {len(run.jobs) - len(jobs):,} more", "dim"))

@@ -14,8 +14,9 @@ from typing import Any
 from vitbench.backbones.base import Backbone
 from vitbench.errors import UsageError
 from vitbench.execution.config import RunConfig
-from vitbench.execution.estimate import Rate, Work, duration_text, load_seconds, seconds, work_of
+from vitbench.execution.estimate import Rate, Work, duration_text, estimate_of, work_of
 from vitbench.execution.job import Job, prepare
+from vitbench.execution.plan import run_seconds
 from vitbench.features.featureset import IntArray
 from vitbench.protocols.base import Cell, Protocol
 from vitbench.records.store import ResultStore
@@ -107,7 +108,7 @@ class _Jobs:
         self._rate, self._slots = rate, slots
         self._rows: dict[tuple[str, tuple[Cell, ...]], IntArray] = {}
         self._works: dict[tuple[int, str, str], Work] = {}
-        self._loads = [load_seconds(backbone) for backbone in backbones]
+        self._backbones = backbones
         self._jobs: dict[tuple[int, str], Job] = {}
         for number, backbone in enumerate(backbones):
             for task in tasks:
@@ -117,15 +118,14 @@ class _Jobs:
                     continue
 
     def total(self, protocol: Protocol, tasks: Sequence[Task]) -> float:
-        """Seconds of every backbone on some tasks: the slots share the work, and the longest job is its own time at least."""
-        total, longest = 0.0, 0.0
-        for number, load in enumerate(self._loads):
-            works = [self._work(number, task.name, protocol) for task in tasks]
-            there = [work for work in works if work.records]
-            total += load if there else 0.0
-            total += sum(seconds(work, self._rate) for work in there) / self._slots
-            longest = max([longest, *(load + seconds(work, self._rate, self._slots) for work in there)])
-        return max(total, longest)
+        """Seconds of every backbone on some tasks."""
+        estimates = [
+            (number, estimate_of(backbone, work, self._rate, self._slots))
+            for number, backbone in enumerate(self._backbones)
+            for task in tasks
+            if (work := self._work(number, task.name, protocol)).records
+        ]
+        return run_seconds(estimates, self._slots)
 
     def _work(self, number: int, task: str, protocol: Protocol) -> Work:
         place = (number, task, str(_values(protocol)))

@@ -133,7 +133,9 @@ class RunConfig(BaseModel):
         None, ge=0, description="GPUs of one job under Ray; null is one where there are any"
     )
     cpus_per_job: int | None = Field(
-        None, ge=1, description="CPU cores of one job under Ray; null is a GPU's share of them, else at most 4"
+        None,
+        ge=1,
+        description="CPU cores of one job under Ray; null is a GPU's share, else up to 4, or half where one would have all",
     )
     max_failures: int = Field(2, ge=0, description="how often a job whose worker was lost is given to another one")
     timeout_per_job: float | None = Field(
@@ -168,6 +170,13 @@ class RunConfig(BaseModel):
     @classmethod
     def _duration(cls, value: Any) -> Any:
         return seconds_of(value) if isinstance(value, str) else value
+
+    @field_validator("gpus_per_job")
+    @classmethod
+    def _whole_or_part(cls, value: float | None) -> float | None:
+        if value and value > 1 and value != int(value):
+            raise ValueError(f"is a part of one GPU, such as 0.5, or a whole number, not {value:g}")
+        return value
 
     @field_validator("tasks", "representations", "trackers", mode="before")
     @classmethod

@@ -22,7 +22,7 @@ from torch import nn
 
 from vitbench.backbones.base import Backbone
 from vitbench.execution.job import Job
-from vitbench.execution.plan import PlannedJob
+from vitbench.execution.plan import Estimate, PlannedJob
 from vitbench.features import heap
 from vitbench.features.cost import device_name
 from vitbench.features.precision import packed_linears
@@ -246,6 +246,11 @@ def load_seconds(backbone: Backbone) -> float:
     return _LOAD_SECONDS + _PARAMETER_BYTES * backbone.num_parameters / _READ_BYTES
 
 
+def estimate_of(backbone: Backbone, work: Work, rate: Rate, slots: int = 1) -> Estimate:
+    """How long a job of a backbone takes in a run of so many slots."""
+    return Estimate(load_seconds(backbone), seconds(work, rate), seconds(work, rate, slots))
+
+
 def image_seconds(split: Split, preprocessing: Preprocessing) -> float:
     """What one core takes to read, decode and resize one image of a split: the median of three, kept for the process."""
     place = (split.fingerprint, str(preprocessing))
@@ -284,13 +289,13 @@ def duration_text(seconds: float) -> str:
     return f"{_rounded(seconds / (24 * _HOUR))} days"
 
 
-def plan_rows(planned: Sequence[PlannedJob], seconds: Sequence[float]) -> list[dict[str, object]]:
-    """The rows of a dry run's table, one for each job and its seconds, in order."""
+def plan_rows(planned: Iterable[PlannedJob]) -> list[dict[str, object]]:
+    """The rows of a dry run's table, one for each job, in order."""
     columns = ("backbone", "task", "representations", "records", "present", "images", "cached")
     return [
         {name: getattr(job, name) for name in columns}
-        | {"representations": ", ".join(job.representations), "estimate": duration_text(took)}
-        for job, took in zip(planned, seconds, strict=True)
+        | {"representations": ", ".join(job.representations), "estimate": duration_text(job.seconds)}
+        for job in planned
     ]
 
 

@@ -151,7 +151,7 @@ class Journal:
             else:
                 asked_to_end = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
                 self._run.state = "stopped" if asked_to_end else "failed"
-                self._run.reason = first_line(error)
+                self._run.reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else first_line(error)
         self._write()
 
     def prepared(

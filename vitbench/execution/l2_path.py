@@ -104,7 +104,7 @@ class _PathRun(LocalRun):
             self.fail(failure, None)
         for l2, job in jobs.items():
             self.penalties |= dict.fromkeys(job.keys, l2)
-        planned = _planned_path(list(jobs.values()))
+        planned = self._planned(list(jobs.values()))
         if not self.dry_run:
             try:
                 for failure in self._carry_out(jobs):
@@ -113,6 +113,14 @@ class _PathRun(LocalRun):
                 present = [found for job in jobs.values() for found in job.keys if found in self.results]
                 self.result.keys += [found for found in present if found not in self.result.keys]
         self.result.planned.append(planned)
+
+    def _planned(self, jobs: Sequence[Job]) -> PlannedJob:
+        """The plan's line for all penalties together: an image is embedded once, and one decomposition serves them all."""
+        largest = max(jobs, key=lambda job: job.records_wanted)
+        records = sum(len(job.identities) for job in jobs)
+        missing = sum(job.records_wanted for job in jobs)
+        planned = planned_job(largest, self.estimate(largest))
+        return dataclasses.replace(planned, records=records, present=records - missing)
 
     def _carry_out(self, jobs: Mapping[float, Job]) -> list[str]:
         """Score what is missing; a line for each representation that could not be scored."""
@@ -201,11 +209,3 @@ def _union(job: Job, wanted: Mapping[str, Mapping[Cell, Sequence[float]]]) -> Jo
     train = job.protocol.train_rows(job.task.train.labels, job.task.num_classes, cells)
     rows = {**job.rows, "train": train}
     return dataclasses.replace(job, wanted={name: list(found) for name, found in wanted.items()}, rows=rows)
-
-
-def _planned_path(jobs: Sequence[Job]) -> PlannedJob:
-    """The plan's line for all penalties together; an image is counted once, because it is embedded once."""
-    largest = max(jobs, key=lambda job: job.records_wanted)
-    records = sum(len(job.identities) for job in jobs)
-    missing = sum(job.records_wanted for job in jobs)
-    return dataclasses.replace(planned_job(largest), records=records, present=records - missing)

@@ -15,7 +15,7 @@ from vitbench.errors import GivenUpError, StoppedError, VitbenchError, first_lin
 from vitbench.execution.config import RunConfig
 from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare, recall_for
 from vitbench.execution.journal import Journal, NoJournal
-from vitbench.execution.plan import PlannedJob, RunResult, planned_job
+from vitbench.execution.plan import Estimate, PlannedJob, RunResult, planned_job
 from vitbench.execution.reporter import Reporter, Stages
 from vitbench.execution.work import carry_out
 from vitbench.features.profile import stage
@@ -98,13 +98,13 @@ class LocalRun:
                 self.journal.dropped(self.names.get(task.name, task.name))
         return found.tasks
 
-    def seconds(self, job: Job) -> float:
-        """An estimate of what is left to do of a job."""
+    def estimate(self, job: Job) -> Estimate | None:
+        """How long what is left to do of a job takes; None where nothing is."""
         if not job.records_wanted:
-            return 0.0
-        from vitbench.execution.estimate import seconds, work_of  # not for a run whose records are all there
+            return None
+        from vitbench.execution.estimate import estimate_of, work_of  # not for a run whose records are all there
 
-        return seconds(work_of(job), self._rate(job.backbone))
+        return estimate_of(job.backbone, work_of(job), self._rate(job.backbone), self.result.slots)
 
     def _rate(self, backbone: Backbone) -> Rate:
         """What a worker of this run does in a second in a backbone's dtype; measured once."""
@@ -189,7 +189,7 @@ class LocalRun:
 
     def announce(self, job: Job) -> PlannedJob:
         """Tell what the user should know of a job that is about to be carried out; its line of the plan."""
-        planned, task, place = planned_job(job, self.seconds(job)), job.task, self.place(job)
+        planned, task, place = planned_job(job, self.estimate(job)), job.task, self.place(job)
         self.journal.prepared(*place, job.keys, planned.present, planned.images, planned.seconds)
         for failure in job.failures:
             self.fail(failure, None, *place)
@@ -231,9 +231,14 @@ class LocalRun:
             # A bug, or a device that gave up: this job is lost, the others need not be, and the traceback is kept.
             text = "".join(traceback.format_exception(error))
             line = f"{type(error).__name__}: {first_line(error)}"
-            self.fail(f"{where}{self.keep_traceback(line, text)}", None, backbone, task)
+            self.note_unexpected(where, line, text, backbone, task)
 
-    def keep_traceback(self, line: str, text: str) -> str:
+    def note_unexpected(self, where: str, line: str, text: str, backbone: str, task: str) -> None:
+        """Put an error that no mistake in the input is known to explain among the failures, its traceback in a file."""
+        where = where or f"loading {backbone or task}: "  # other errors of loading name what was loaded
+        self.fail(f"{where}{self._keep_traceback(line, text)}", None, backbone, task)
+
+    def _keep_traceback(self, line: str, text: str) -> str:
         """Write the traceback of an unexpected error below the output folder; the error's line, with where that is."""
         text = printable(text)
         if self.dry_run:

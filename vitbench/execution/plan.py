@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitbench.errors import VitbenchError
 from vitbench.execution.job import Job
 from vitbench.features.profile import Profile
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long what is left of a job takes, in seconds (`vitbench.execution.estimate`).
+
+    Attributes:
+        load: To load its backbone, which is done once for all jobs of it.
+        alone: The work itself, by one slot.
+        shared: The same where every slot of the run has a part in it.
+    """
+
+    load: float
+    alone: float
+    shared: float
+
+
+def run_seconds(estimates: Iterable[tuple[Hashable, Estimate]], slots: int = 1) -> float:
+    """How long the jobs of a run take: the slots share the work, and the longest job is its own time at least.
+
+    Args:
+        estimates: The estimates of the jobs that have something to do, each with its backbone or a name of it.
+        slots: How many jobs run at a time.
+    """
+    loads: dict[Hashable, float] = {}
+    work, longest = 0.0, 0.0
+    for backbone, job in estimates:
+        loads[backbone] = job.load
+        work += job.alone / slots
+        longest = max(longest, job.load + job.shared)
+    return max(sum(loads.values()) + work, longest)
 
 
 @dataclass(frozen=True)
@@ -22,7 +54,7 @@ class PlannedJob:
         present: Number of them that are there already.
         images: Number of images that must go through the backbone, train and test together.
         cached: Number of images that are needed and whose features are there already.
-        seconds: An estimate of what the rest takes; 0 where nothing is left.
+        estimate: How long the rest takes; None where nothing is left.
     """
 
     backbone: str
@@ -32,7 +64,12 @@ class PlannedJob:
     present: int
     images: int
     cached: int
-    seconds: float = 0.0
+    estimate: Estimate | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the rest takes one slot that has the backbone; 0 where nothing is left."""
+        return self.estimate.alone if self.estimate else 0.0
 
 
 @dataclass
@@ -62,6 +99,11 @@ class RunResult:
     trace: Path | None = None
 
     @property
+    def seconds(self) -> float:
+        """An estimate of how long the plan takes."""
+        return run_seconds(((job.backbone, job.estimate) for job in self.planned if job.estimate), self.slots)
+
+    @property
     def status(self) -> int:
         """The exit status that tells it: 0 done; 1 a job failed; 2 a mistake in the input, and nothing could be done."""
         if not self.failures:
@@ -69,7 +111,7 @@ class RunResult:
         return 1 if self.planned or self.beyond_input else 2
 
 
-def planned_job(job: Job, seconds: float = 0.0) -> PlannedJob:
+def planned_job(job: Job, estimate: Estimate | None = None) -> PlannedJob:
     """A job as a line of the plan, with an estimate of what is left to do of it."""
     if job.protocol.trains:
         from vitbench.execution.training import training_images
@@ -87,5 +129,5 @@ def planned_job(job: Job, seconds: float = 0.0) -> PlannedJob:
         present=len(job.identities) - job.records_wanted,
         images=missing,
         cached=cached,
-        seconds=seconds,
+        estimate=estimate,
     )

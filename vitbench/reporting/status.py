@@ -276,6 +276,9 @@ def _job_status(job: JobState, there: int, going_on: bool) -> JobStatus:
         # What an ended run left may have been done all the same: in its last second, or by a later run.
         whole = known and there == len(job.keys or ())
         state = "done" if whole else "stopped" if state == "running" else "not begun"
+    images = min(job.embedded, job.images)
+    # What a job that is done has not embedded, though it was to, another run has meanwhile. A training embeds nothing.
+    to_embed = images if job.state == "done" and job.stage != "train" else job.images
     return JobStatus(
         backbone=job.backbone,
         task=job.task,
@@ -283,8 +286,8 @@ def _job_status(job: JobState, there: int, going_on: bool) -> JobStatus:
         stage=job.stage,
         records=there if known else None,
         records_total=len(job.keys or ()) if known else None,
-        images=min(job.embedded, job.images),
-        images_total=job.images if known else None,
+        images=images,
+        images_total=to_embed if known else None,
         errors=job.errors,
     )
 

@@ -462,11 +462,12 @@ def test_without_gpus_a_job_has_what_the_smallest_node_has_and_at_most_four_core
     )
 
 
-def test_where_there_would_be_one_worker_in_all_there_are_two_unless_it_trains() -> None:
-    alone = {cores: per_job([a_node("head", 0), a_node("a", cores)], a_config()) for cores in (1, 2, 4, 7, 8)}
+def test_where_there_would_be_one_worker_in_all_a_job_has_half_the_cores_unless_it_trains() -> None:
+    alone = {cores: per_job([a_node("head", 0), a_node("a", cores)], a_config()) for cores in (1, 2, 3, 4, 7, 8)}
     assert alone == {
         1: PerJob(1, 0, 1),
         2: PerJob(1, 0, 2),
+        3: PerJob(1, 0, 3),
         4: PerJob(2, 0, 2),
         7: PerJob(3, 0, 2),
         8: PerJob(4, 0, 2),
@@ -488,8 +489,6 @@ def test_with_gpus_a_job_has_one_and_its_share_of_the_cores() -> None:
 def test_parts_of_a_gpu_are_not_taken_from_two() -> None:
     assert per_job([a_node("a", 64, 2)], a_config(gpus_per_job=0.4, cpus_per_job=1)).slots == 4
     assert per_job([a_node("a", 64, 1)], a_config(gpus_per_job=0.1, cpus_per_job=1)).slots == 10
-    with pytest.raises(UsageError, match=r"whole number, not 1\.5"):
-        per_job([a_node("a", 64, 8)], a_config(gpus_per_job=1.5))
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,9 @@ def per_job(nodes: Sequence[Node], config: RunConfig, *, trains: bool = False) -
     """What one job of a run gets, as asked for or by default.
 
     By default a job has one GPU where there are any that the run may use, and with it that GPU's share of its node's cores, at
-    most 16. Without GPUs it has 4 cores, or all that the smallest node has; where that would be one worker in all, there are two
-    of half the cores, which embed more images: the threads of one worker wait for each other. A job that trains has the cores to
-    itself all the same.
+    most 16. Without GPUs it has 4 cores, or all that the smallest node has; where that would be one worker in all, it has half of
+    the node's cores, rounded down, for two workers (three where there are three cores), which embed more images: the threads of
+    one worker wait for each other. A job that trains has the cores to itself all the same.
 
     Args:
         nodes: The cluster.
@@ -107,14 +107,12 @@ def per_job(nodes: Sequence[Node], config: RunConfig, *, trains: bool = False) -
         trains: Whether a job trains its backbone.
 
     Raises:
-        UsageError: No node has what one job needs; or a number of GPUs that cannot be given.
+        UsageError: No node has what one job needs; or GPUs are asked for on the CPU.
     """
     gpus = config.gpus_per_job
     if gpus is None:
         may = config.device == AUTO or config.device.startswith("cuda")
         gpus = 1.0 if may and (config.device != AUTO or any(node.gpus >= 1 for node in nodes)) else 0.0
-    if gpus > 1 and gpus != int(gpus):
-        raise UsageError(f"gpus-per-job is a part of one GPU, such as 0.5, or a whole number, not {gpus:g}")
     if gpus and config.device == "cpu":
         raise UsageError(f"gpus-per-job is {gpus:g}, and device is cpu: leave one of them out")
     cpus = config.cpus_per_job or _default_cpus(nodes, gpus, trains=trains)

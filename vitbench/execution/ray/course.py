@@ -111,8 +111,7 @@ class Course:
         if error is not None:
             self.run.note(where, error, backbone, task)
         else:
-            told = self.run.keep_traceback(problem.text, problem.trace)
-            self.run.fail(f"{where}{told}", None, backbone, task)
+            self.run.note_unexpected(where, problem.text, problem.trace, backbone, task)
 
     def lost(self, job: Job) -> bool:
         """Whether a job cannot be done."""

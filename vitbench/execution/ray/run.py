@@ -109,7 +109,7 @@ class RayRun(LocalRun):
                 for job in jobs:
                     self.result.planned.append(self.announce(job))
                 continue
-            jobs = longest_first([(job, self.seconds(job)) for job in jobs])
+            jobs = longest_first([(job, estimate.alone if (estimate := self.estimate(job)) else 0.0) for job in jobs])
             course.begin(jobs)
             if self.protocol.trains:
                 train(course, jobs)
@@ -133,7 +133,7 @@ class RayRun(LocalRun):
                 found[spec] = result
 
             def failed(problem: Problem, spec: str = spec) -> None:
-                # An error of the backbone's names it; that its worker hung or was lost does not.
+                # What the backbone's own error says names it; that its worker hung or was lost does not.
                 course.note(problem, f"loading {spec}: " if problem.kind == GivenUpError.__name__ else "", spec, "")
 
             def submit(spec: str = spec) -> Any:

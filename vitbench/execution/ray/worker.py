@@ -147,7 +147,8 @@ def ended(late: bool, limit: float | None, attempts: int) -> str:
     often = {1: "once", 2: "twice"}.get(attempts, f"{attempts} times")
     if late:
         return f"it took longer than --timeout-per-job {limit:g} s, {often}; allow more, or look at what hangs there"
-    return f"its worker was lost {often} (killed, out of memory, or its node was lost); --max-failures allows more"
+    lost = f"its worker was lost {often} (killed, out of memory, or its node was lost)"
+    return f"{lost}; --max-failures allows more, and a higher --cpus-per-job leaves fewer workers to share the memory"
 
 
 def enter(setting: Setting) -> Setting:
