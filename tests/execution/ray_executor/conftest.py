@@ -12,6 +12,7 @@ import pytest
 
 from tests.execution.ray_executor.running import install_faulty
 from vitbench.backbones import BACKBONES
+from vitbench.execution.ray.process import token_kept
 from vitbench.protocols import PROTOCOLS
 
 OBJECT_STORE = 80 * 2**20
@@ -89,9 +90,10 @@ def _ray_on_loopback() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_ray_left() -> Iterator[None]:
-    """A test that fails half-way leaves no connection to the next one."""
-    yield
-    ray.shutdown()
+    """A test that fails half-way leaves no connection to the next one, and none a variable about tokens."""
+    with token_kept():
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

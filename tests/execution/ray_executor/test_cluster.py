@@ -363,12 +363,19 @@ def listening(process: psutil.Process) -> list[str]:
     return [item.laddr.ip for item in process.net_connections("inet") if item.status == psutil.CONN_LISTEN]
 
 
+@pytest.mark.parametrize("mode", [None, "token"])
 def test_a_ray_of_our_own_is_quiet_private_and_gone_afterwards(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    mode: str | None,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("RAY_ADDRESS", "never.asked:1")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
     variables = dict(os.environ)
     before = set(psutil.Process().children(recursive=True))
     with connected("") as found:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -27,6 +26,7 @@ from tests.execution.ray_executor.running import (
 )
 from vitbench.backbones.classifier import Classifier
 from vitbench.execution.ray import cluster
+from vitbench.execution.ray.joining import own
 from vitbench.features import remembered
 from vitbench.features.load import load_backbone
 
@@ -34,17 +34,8 @@ from vitbench.features.load import load_backbone
 @pytest.fixture
 def workers() -> Iterator[None]:
     """Two workers of one core, which the runs of a test share: a run takes the Ray that its process has."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-        object_store_memory=80 * 2**20,
-        _node_ip_address="127.0.0.1",
-    )
-    yield
-    ray.shutdown()
+    with own(2):
+        yield
 
 
 def both(tmp_path: Path, **fields: Any) -> tuple[list[str], list[str], Told]:
@@ -54,7 +45,7 @@ def both(tmp_path: Path, **fields: Any) -> tuple[list[str], list[str], Told]:
     assert_same_records(tmp_path / "local", tmp_path / "ray")
     assert set(here.keys) == set(there.keys)
     assert here.written == there.written
-    planned = [sorted(repr(replace(job, seconds=None)) for job in result.planned) for result in (here, there)]
+    planned = [sorted(repr(replace(job, estimate=None)) for job in result.planned) for result in (here, there)]
     assert planned[0] == planned[1]
     return here.failures, there.failures, told
 

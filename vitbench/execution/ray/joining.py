@@ -46,7 +46,7 @@ from vitbench.execution.ray.address import (
 from vitbench.execution.ray.last_word import AGAIN, last_word
 from vitbench.execution.ray.process import (
     LOOPBACK,
-    TOKEN,
+    forget_token,
     hung_up_on,
     is_loopback,
     loopback_kept,
@@ -119,8 +119,10 @@ def own(cores: int | None = None) -> Iterator[None]:
     ray = imported()
     cores = cores or _cores()
     with _temporary_folder() as folder, token_kept(), sigterm_kept() as end_in_order, silent():
-        if not any(name in os.environ for name in TOKEN):
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+            # Not the user's: where there is none, Ray writes one to the user's folder.
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            forget_token()
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it says before `ray.init` sets the level
         try:
             with loopback_kept(), native_silence():

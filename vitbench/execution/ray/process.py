@@ -106,10 +106,10 @@ def token_kept() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _forget_token()
+        forget_token()
 
 
-def _forget_token() -> None:
+def forget_token() -> None:
     """Make Ray's library, which keeps them, read the variables about tokens again when it is asked for another cluster."""
     with suppress(ImportError, AttributeError):  # a Ray that knows no tokens
         library: Any = importlib.import_module("ray._raylet")
