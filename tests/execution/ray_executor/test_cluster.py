@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
@@ -361,6 +362,29 @@ def test_a_worker_of_a_ray_of_our_own_outlives_an_actor_that_takes_all_cores() -
 
 def listening(process: psutil.Process) -> list[str]:
     return [item.laddr.ip for item in process.net_connections("inet") if item.status == psutil.CONN_LISTEN]
+
+
+class HangsAtExit:
+    """An actor whose process, once it exits, waits for ever, as it does where gRPC's threads wait for each other."""
+
+    def begin(self) -> int:
+        """Its process."""
+        library = ctypes.CDLL(None)
+        library.on_exit(library.pause, None)
+        return os.getpid()
+
+
+def test_a_worker_that_does_not_end_with_its_ray_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "END_SECONDS", 2.0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as another:
+        with connected(""):
+            actor = ray.remote(HangsAtExit).remote()
+            worker = psutil.Process(ray.get(actor.begin.remote()))
+            del actor  # it exits by itself, and Ray does not look after it any more
+            time.sleep(1)
+        worker.wait(timeout=5)
+        assert another.poll() is None, "it is none of Ray's"
+        another.communicate(b"\n")
 
 
 @pytest.mark.parametrize("mode", [None, "token"])

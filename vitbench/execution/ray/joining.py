@@ -60,6 +60,8 @@ REACH_SECONDS = 10.0
 """How long a host may take to take a connection."""
 JOIN_SECONDS = 30.0
 """How long a cluster may take to take a driver in; an idle one takes about two seconds."""
+END_SECONDS = 5.0
+"""How long the processes of a Ray of our own may take to end; they take about one second."""
 CLIENT_STARTS = 6
 """How often at most a client server is asked to take a driver in, first to rehearse and then to join; both have `JOIN_SECONDS`
 together, before which the last attempt begins. It starts a process for each, by a fork beside gRPC's threads, of which gRPC
@@ -148,7 +150,26 @@ def own(cores: int | None = None) -> Iterator[None]:
             with last_word("this run was killed, or its Ray was lost", *_head()):
                 yield
         finally:
+            started = _processes(folder)
             ray.shutdown()
+            _kill_late(started)
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    """Ray's processes whose files lie in a folder: those that this process started, and what they did, as the workers."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(str(folder) in word for word in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _kill_late(processes: list[psutil.Process]) -> None:
+    """Kill what has not ended: a worker now and then waits for ever for gRPC's threads while it exits, with all its memory."""
+    for process in psutil.wait_procs(processes, timeout=END_SECONDS)[1]:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 @contextmanager
