@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +14,13 @@ import torch
 import vitbench
 from tests.backbones.test_jax_export import small
 from tests.conftest import ImageFolderMaker
+from vitbench.execution.ray.joining import own
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own(1):
+        yield
 
 
 @ray.remote
