@@ -31,11 +31,19 @@ def test_the_file_is_there_from_the_first_moment_and_says_who_writes_it(tmp_path
         run = read_run(path)
         assert path == kept.path
         assert path.stem == run.name
-        assert path.stem.startswith(f"{run.started:%Y%m%dT%H%M%SZ}-")
+        assert path.stem.startswith(f"{run.started:%Y%m%dT%H%M%S%fZ}-")
         assert (run.state, run.pid, run.executor, run.command) == ("running", os.getpid(), "local", "vitbench run")
         assert [(job.backbone, job.task) for job in run.jobs] == JOBS
         assert all(job.keys is None and job.state == "waiting" for job in run.jobs)
     assert read_run(path).state == "finished"
+
+
+def test_of_runs_that_begin_within_a_second_the_newest_is_first(tmp_path: Path) -> None:
+    paths = []
+    for _ in range(10):
+        with journal(tmp_path) as kept:
+            paths.append(kept.path)
+    assert run_files(tmp_path) == paths[::-1]
 
 
 def test_a_job_from_its_preparation_to_its_end(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class Journal:
             warn: Told once, in one line, when the file cannot be written.
         """
         now = datetime.now(UTC)
-        name = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        name = f"{now:%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:8]}"
         self.path = out / FOLDER / f"{name}.json"
         self._jobs = {place: JobState(backbone=place[0], task=place[1]) for place in jobs}
         self._run = RunState(
