@@ -64,6 +64,10 @@ def test_the_resolved_configuration_makes_the_same_run(tmp_path: Path) -> None:
         ("on_existing: skipp", r"run.yaml:1: on-existing takes skip, rerun, error, got 'skipp'; did you mean skip\?"),
         ("tasks: []", r"run.yaml:1: tasks is empty"),
         (
+            "gpus_per_job: .inf",
+            r"run.yaml:1: gpus-per-job is a part of one GPU, such as 0.5, or a whole number, not inf",
+        ),
+        (
             "gpus_per_job: 1.5",
             r"run.yaml:1: gpus-per-job is a part of one GPU, such as 0.5, or a whole number, not 1.5",
         ),

@@ -18,18 +18,16 @@ from vitbench.execution.config import make_config
 from vitbench.execution.estimate import (
     Rate,
     Work,
-    duration_text,
     flops_per_image,
     image_seconds,
     load_seconds,
     longest_first,
-    plan_rows,
     seconds,
     speed,
     work_of,
 )
 from vitbench.execution.job import Job, load_for, prepare
-from vitbench.execution.plan import Estimate, planned_job
+from vitbench.execution.plan import Estimate, duration_text, plan_rows, planned_job
 from vitbench.features.cost import count_flops, device_name, measure_cost
 from vitbench.features.load import load_backbone
 from vitbench.protocols import PROTOCOLS

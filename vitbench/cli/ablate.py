@@ -137,7 +137,7 @@ def _refuse_both(axes: list[str], settings: Mapping[str, Any]) -> None:
 
 def _print_plan(planned: list[Any]) -> None:
     from vitbench.cli.console import console, print_rows
-    from vitbench.execution.estimate import plan_rows
+    from vitbench.execution.plan import plan_rows
 
     print_rows(plan_rows(planned), as_json=False)
     images = {(job.backbone, job.task): job.images for job in planned}

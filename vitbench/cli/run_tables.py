@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def print_plan(result: RunResult) -> None:
     """The table of a dry run, and what it comes to."""
-    from vitbench.execution.estimate import duration_text, plan_rows
+    from vitbench.execution.plan import duration_text, plan_rows
 
     print_rows(plan_rows(result.planned), as_json=False)
     images = sum(job.images for job in result.planned)

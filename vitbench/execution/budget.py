@@ -14,9 +14,9 @@ from typing import Any
 from vitbench.backbones.base import Backbone
 from vitbench.errors import UsageError
 from vitbench.execution.config import RunConfig
-from vitbench.execution.estimate import Rate, Work, duration_text, estimate_of, work_of
+from vitbench.execution.estimate import Rate, Work, estimate_of, work_of
 from vitbench.execution.job import Job, prepare
-from vitbench.execution.plan import run_seconds
+from vitbench.execution.plan import duration_text, run_seconds
 from vitbench.features.featureset import IntArray
 from vitbench.protocols.base import Cell, Protocol
 from vitbench.records.store import ResultStore

@@ -174,7 +174,7 @@ class RunConfig(BaseModel):
     @field_validator("gpus_per_job")
     @classmethod
     def _whole_or_part(cls, value: float | None) -> float | None:
-        if value and value > 1 and value != int(value):
+        if value and value > 1 and not value.is_integer():
             raise ValueError(f"is a part of one GPU, such as 0.5, or a whole number, not {value:g}")
         return value
 

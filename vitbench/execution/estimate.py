@@ -22,7 +22,7 @@ from torch import nn
 
 from vitbench.backbones.base import Backbone
 from vitbench.execution.job import Job
-from vitbench.execution.plan import Estimate, PlannedJob
+from vitbench.execution.plan import Estimate
 from vitbench.features import heap
 from vitbench.features.cost import device_name
 from vitbench.features.precision import packed_linears
@@ -64,7 +64,6 @@ _IMAGE_SECONDS_UNKNOWN = 0.004
 _LOAD_SECONDS, _READ_BYTES, _PARAMETER_BYTES = 0.3, 5e8, 4
 _SAMPLED_IMAGES, _REPEATS, _MOST_DECODERS = 3, 6, 16
 _ROWS = {"cpu": 4 * 197, "cuda": 64 * 197}
-_MINUTE, _HOUR = 60, 3600
 
 _PATCH_IN_NAME = (
     re.compile(r"patch_?size=(\d+)"),
@@ -277,31 +276,6 @@ def longest_first(jobs: Sequence[tuple[Job, float]]) -> list[Job]:
         groups.setdefault(job.backbone.spec.text, []).append((job, took))
     ordered = sorted(groups.values(), key=lambda group: -sum(took for _, took in group))
     return [job for group in ordered for job, _ in sorted(group, key=lambda pair: -pair[1])]
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as roughly as an estimate is known: `40 s`, `3 min`, `2.5 h`, `4 days`; what is less than a second is one."""
-    if seconds < 1:
-        return "1 s" if seconds > 0 else "0 s"
-    for text, unit, below in (("s", 1, 90), ("min", _MINUTE, 90 * _MINUTE), ("h", _HOUR, 36 * _HOUR)):
-        if seconds < below:
-            return f"{_rounded(seconds / unit)} {text}"
-    return f"{_rounded(seconds / (24 * _HOUR))} days"
-
-
-def plan_rows(planned: Iterable[PlannedJob]) -> list[dict[str, object]]:
-    """The rows of a dry run's table, one for each job, in order."""
-    columns = ("backbone", "task", "representations", "records", "present", "images", "cached")
-    return [
-        {name: getattr(job, name) for name in columns}
-        | {"representations": ", ".join(job.representations), "estimate": duration_text(job.seconds)}
-        for job in planned
-    ]
-
-
-def _rounded(value: float) -> str:
-    """One decimal below 10 where it says something, else none."""
-    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:,.0f}"
 
 
 def _patch(backbone: Backbone, parameters: int) -> int:

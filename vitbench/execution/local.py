@@ -15,7 +15,7 @@ from vitbench.errors import GivenUpError, StoppedError, VitbenchError, first_lin
 from vitbench.execution.config import RunConfig
 from vitbench.execution.job import Job, load_for, looks_at_classifier, prepare, recall_for
 from vitbench.execution.journal import Journal, NoJournal
-from vitbench.execution.plan import Estimate, PlannedJob, RunResult, planned_job
+from vitbench.execution.plan import Estimate, PlannedJob, RunResult, duration_text, planned_job
 from vitbench.execution.reporter import Reporter, Stages
 from vitbench.execution.work import carry_out
 from vitbench.features.profile import stage
@@ -84,7 +84,6 @@ class LocalRun:
         if not backbones or budget is None:
             return list(tasks)
         from vitbench.execution.budget import fit
-        from vitbench.execution.estimate import duration_text
 
         rate = self._rate(backbones[0])
         found = fit(self.config, self.protocol, backbones, tasks, self.results, budget, rate, slots)

@@ -10,6 +10,8 @@ from vitbench.errors import VitbenchError
 from vitbench.execution.job import Job
 from vitbench.features.profile import Profile
 
+_MINUTE, _HOUR = 60, 3600
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -131,3 +133,28 @@ def planned_job(job: Job, estimate: Estimate | None = None) -> PlannedJob:
         cached=cached,
         estimate=estimate,
     )
+
+
+def plan_rows(planned: Iterable[PlannedJob]) -> list[dict[str, object]]:
+    """The rows of a dry run's table, one for each job, in order."""
+    columns = ("backbone", "task", "representations", "records", "present", "images", "cached")
+    return [
+        {name: getattr(job, name) for name in columns}
+        | {"representations": ", ".join(job.representations), "estimate": duration_text(job.seconds)}
+        for job in planned
+    ]
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as roughly as an estimate is known: `40 s`, `3 min`, `2.5 h`, `4 days`; what is less than a second is one."""
+    if seconds < 1:
+        return "1 s" if seconds > 0 else "0 s"
+    for text, unit, below in (("s", 1, 90), ("min", _MINUTE, 90 * _MINUTE), ("h", _HOUR, 36 * _HOUR)):
+        if seconds < below:
+            return f"{_rounded(seconds / unit)} {text}"
+    return f"{_rounded(seconds / (24 * _HOUR))} days"
+
+
+def _rounded(value: float) -> str:
+    """One decimal below 10 where it says something, else none."""
+    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:,.0f}"
